@@ -1,0 +1,35 @@
+# Two commands for a newcomer: `make quickstart` and `make test`. Both set up `.venv` when it is missing.
+PYTHON ?= python3
+BIN := .venv/bin
+# Threads that wait spin by default, which starves the other process when cores are shared.
+export OMP_WAIT_POLICY := PASSIVE
+export WANDB_MODE ?= offline
+export HF_HUB_OFFLINE ?= 1
+export TOKENIZERS_PARALLELISM := false
+
+.PHONY: setup quickstart test test-slow check clean
+
+setup: .venv/installed
+
+.venv/installed: setup.cfg pyproject.toml
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet -e '.[test]'
+	touch $@
+
+quickstart: setup
+	$(BIN)/python -m bluelm_lightning.quickstart
+
+test: setup
+	$(BIN)/python -m pytest
+
+test-slow: setup
+	$(BIN)/python -m pytest -m slow --timeout 3600
+
+check: setup
+	$(BIN)/ruff check bluelm_lightning tests benchmarks
+	$(BIN)/ruff format --check bluelm_lightning tests benchmarks
+	$(BIN)/mypy bluelm_lightning
+	$(BIN)/python -m pytest tests/test_arrows.py
+
+clean:
+	rm -rf .venv build *.egg-info

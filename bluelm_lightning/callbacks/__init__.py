@@ -1,0 +1,19 @@
+"""Callbacks: what a run shows, logs and guards against. They meet stage and data through Protocols only."""
+
+from bluelm_lightning.callbacks.lineage import Lineage
+from bluelm_lightning.callbacks.monitors import GradNorms, StopOnNaN, TrainingStopped
+from bluelm_lightning.callbacks.preview import BatchPreview
+from bluelm_lightning.callbacks.progress import TrainingProgress
+from bluelm_lightning.callbacks.samples import SampleTable
+from bluelm_lightning.callbacks.throughput import Throughput
+
+__all__ = [
+    "BatchPreview",
+    "GradNorms",
+    "Lineage",
+    "SampleTable",
+    "StopOnNaN",
+    "Throughput",
+    "TrainingProgress",
+    "TrainingStopped",
+]

@@ -1,0 +1,15 @@
+"""Names of everything that a callback logs, declared once."""
+
+TOKENS_PER_SECOND = "throughput/tokens_per_second"  # tokens that are not padding, all processes together
+LABELLED_PER_SECOND = "throughput/labelled_tokens_per_second"  # of them, those that carry loss
+TILES_PER_SECOND = "throughput/tiles_per_second"
+STEP_SECONDS = "throughput/step_seconds"  # mean of one optimizer step, waiting for data included
+PADDING_SHARE = "throughput/padding_share"  # 0 .. 1
+TOKENS_SEEN = "throughput/tokens_seen"  # since the first step of the run, also over resumes
+SAMPLES_SEEN = "throughput/samples_seen"
+SAMPLES = "samples/generations"  # W&B table
+
+
+def norm(kind: str, component: str) -> str:
+    """L2 norm of a component's gradients or parameters: ``norm/grad/vision``, ``norm/param/vision``."""
+    return f"norm/{kind}/{component}"

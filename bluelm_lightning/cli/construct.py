@@ -1,0 +1,74 @@
+"""Constructors' own errors, which jsonargparse would bury, with the dotted key of the argument they complain about."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Iterator
+from typing import Any
+
+from jsonargparse import Namespace
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
+
+from bluelm_lightning.errors import ConfigError, DataError
+
+
+class ConstructorError(BaseException):
+    """Carries an exception out of jsonargparse, which would take an Exception for "not this type" and try the next."""
+
+    def __init__(self, klass: type, error: Exception) -> None:
+        self.klass, self.error = klass, error
+
+
+def construct(klass: type, *args: Any, applied_instantiation_links: Any = None, **kwargs: Any) -> Any:
+    """The plain way of making an object."""
+    return klass(*args, **kwargs)
+
+
+def guarded(construct: Any) -> Any:
+    """An instantiator for jsonargparse whose exceptions get out."""
+
+    def make(klass: type, *args: Any, applied_instantiation_links: Any = None, **kwargs: Any) -> Any:
+        try:
+            return construct(klass, *args, applied_instantiation_links=applied_instantiation_links or {}, **kwargs)
+        except Exception as error:
+            raise ConstructorError(klass, error) from error
+
+    return make
+
+
+def instantiate(parser: Any, config: Namespace, key: str) -> Any:
+    """One top-level key of the settings, built. Raises what the constructor raised."""
+    try:
+        return parser.instantiate_classes(Namespace({key: config[key]}))[key]
+    except ConstructorError as stop:
+        error = stop.error
+        if isinstance(error, ConfigError) and error.key and "." not in error.key:
+            text = str(error).removeprefix(f"{error.key}: ")
+            raise ConfigError(text, locate(config[key], stop.klass, error.key, key)) from error
+        raise error from None
+
+
+def locate(config: Any, klass: type, argument: str, key: str) -> str:
+    """Dotted key of a class's argument: ``model.vlm.vision.weights`` for ViTEncoder and ``weights``."""
+    if not isinstance(config, Namespace):
+        return argument
+    arguments = config.get("init_args") or config
+    if str(config.get("class_path", "")).rpartition(".")[2] == klass.__name__ and argument in arguments:
+        return f"{key}.{argument}"
+    found = (locate(value, klass, argument, f"{key}.{name}") for name, value in vars(arguments).items())
+    return next((place for place in found if place != argument), argument)
+
+
+@contextlib.contextmanager
+def one_line(key: str) -> Iterator[None]:
+    """A ValueError of a user's or a library's constructor as a ConfigError; as it is with ``BLUELM_DEBUG=1``."""
+    try:
+        yield
+    except (ConfigError, DataError):
+        raise
+    except (ValueError, OSError, ImportError, MisconfigurationException) as error:
+        if os.environ.get("BLUELM_DEBUG"):
+            raise
+        text = " ".join(str(error).split())[:400]
+        raise ConfigError(f"{type(error).__name__}: {text}; BLUELM_DEBUG=1 shows where", key) from error

@@ -1,0 +1,160 @@
+"""What the user wrote, file over file and override over file, and where each key comes from.
+
+jsonargparse merges for itself; this second, plain view is there to say *which key of which file* is wrong, and to see
+what jsonargparse drops in silence. A class is a mapping with ``class_path`` and ``init_args``; dotted keys leave
+``init_args`` out, as on the command line.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import yaml
+
+from bluelm_lightning.cli.arguments import SWITCHES, Argument
+from bluelm_lightning.cli.config_files import find_config, parse_yaml, read_config
+
+COMMAND_LINE = "the command line"
+_SPEC_KEYS = {"class_path", "init_args", "dict_kwargs"}
+
+
+class Change(NamedTuple):
+    """A later layer names another class while arguments of the first one are still there."""
+
+    key: str  # "model.vlm.projector"
+    old: str  # class names as written
+    new: str
+    inherited: dict[str, Any]  # arguments that only the earlier layers gave
+
+
+class Layers:
+    """The merged settings.
+
+    Attributes:
+        values: one tree of everything written.
+        origins: dotted key -> the file that gave it, or "the command line".
+        changes: classes that a later layer replaced.
+        tokens: the same for jsonargparse: config names found, shorthands written out.
+    """
+
+    def __init__(self, arguments: Sequence[Argument]) -> None:
+        self.values: dict[str, Any] = {}
+        self.origins: dict[str, str] = {}
+        self.changes: list[Change] = []
+        self.tokens: list[str] = []
+        self.configs: list[str] = []
+        for argument in arguments:
+            if argument.key == "config":
+                self._add_file(str(argument.text))
+            else:
+                self._add_override(argument)
+
+    def origin(self, key: str) -> str:
+        """Who gave this key, or the nearest key above it."""
+        while key and key not in self.origins:  # data.sources[0].path, data.sources[0], data.sources, ...
+            key = key.rpartition("[" if key.endswith("]") else ".")[0]
+        return self.origins.get(key, "")
+
+    def _add_file(self, name: str) -> None:
+        path = find_config(name)
+        self.configs.append(name)
+        self.tokens.append(f"--config={path}")
+        self._merge_into(read_config(path), name)
+
+    def _add_override(self, argument: Argument) -> None:
+        if argument.key == "summary":
+            argument = Argument("summary", argument.text or "true")
+        if argument.key in SWITCHES - {"summary"} or argument.key.endswith(".help"):
+            self.tokens.append("--help" if argument.key == "help_keys" else argument.token)
+            return
+        value = _value(str(argument.text))
+        if argument.key == "init_from":
+            return self._add_init_from(value if isinstance(value, list) else [str(argument.text)])
+        nested = _nest(self.values, argument.parts, value, argument.key.endswith("+"))
+        # jsonargparse takes null inside a class in a config only
+        in_config = value is None and nested is not None and argument.parts[0] in ("model", "data")
+        self.tokens.append(f"--config={json.dumps(nested)}" if in_config else argument.token)
+        if nested is not None:
+            self._merge_into(nested, COMMAND_LINE)
+
+    def _add_init_from(self, paths: list[str]) -> None:
+        """Repeated on the command line it adds up; what a file says is replaced."""
+        before = self.values["init_from"] if self.origins.get("init_from") == COMMAND_LINE else []
+        self._merge_into({"init_from": [*before, *paths]}, COMMAND_LINE)
+        self.tokens.append(f"--init_from={json.dumps(self.values['init_from'])}")
+
+    def _merge_into(self, content: dict[str, Any], layer: str) -> None:
+        for key, value in content.items():
+            name = key.removesuffix("+")
+            self.values[name] = self._merge(self.values.get(name), value, name, layer, key.endswith("+"))
+
+    def _merge(self, old: Any, new: Any, key: str, layer: str, append: bool = False) -> Any:
+        old, new = _as_spec(old, new), _as_spec(new, old)
+        if append and isinstance(old, list):
+            return old + (new if isinstance(new, list) else [new])
+        if not isinstance(new, dict) or not (_is_spec(new) or key.count(".") == 0):
+            self.origins[key] = layer
+            return new
+        if "class_path" in new:
+            self.origins[key] = layer
+        old = dict(old) if isinstance(old, dict) else {}
+        if old.get("class_path") and new.get("class_path") not in (None, old["class_path"]):
+            old = self._change(old, new, key)
+        for name, value in new.items():
+            if name == "init_args" and isinstance(value, dict):
+                old[name] = self._merge_arguments(old.get(name), value, key, layer)
+            else:
+                inner = key if name in _SPEC_KEYS else f"{key}.{name}"
+                plain = name.removesuffix("+")
+                old[plain] = self._merge(old.get(plain), value, inner.removesuffix("+"), layer, name.endswith("+"))
+        return old
+
+    def _merge_arguments(self, old: Any, new: dict[str, Any], key: str, layer: str) -> dict[str, Any]:
+        old = dict(old) if isinstance(old, dict) else {}
+        return old | {name: self._merge(old.get(name), value, f"{key}.{name}", layer) for name, value in new.items()}
+
+    def _change(self, old: dict[str, Any], new: dict[str, Any], key: str) -> dict[str, Any]:
+        """Null is no argument: dropping it loses nothing."""
+        given = {name: value for name, value in (old.get("init_args") or {}).items() if value is not None}
+        replaced = set(new.get("init_args") or {})
+        inherited = {name: value for name, value in given.items() if name not in replaced}
+        self.changes.append(Change(key, str(old["class_path"]), str(new["class_path"]), inherited))
+        return old | {"init_args": given}
+
+
+def _is_spec(node: Any) -> bool:
+    return isinstance(node, dict) and ("class_path" in node or "init_args" in node)
+
+
+def _as_spec(node: Any, other: Any) -> Any:
+    """A class named by a string alone, where the other side shows that it is a class."""
+    return {"class_path": node} if isinstance(node, str) and _is_spec(other) else node
+
+
+def _value(text: str) -> Any:
+    try:
+        return parse_yaml(text)
+    except yaml.YAMLError:
+        return text
+
+
+def _nest(node: Any, parts: list[str], value: Any, append: bool, in_class: bool = False) -> dict[str, Any] | None:
+    """``[data, batch_rows]`` -> ``{data: {init_args: {batch_rows: value}}}``; None inside a list.
+
+    A mapping that is an argument, such as ``decoder.config``, is replaced as a whole, so it is returned as a whole.
+    """
+    head, rest = parts[0], parts[1:]
+    spec = isinstance(node, str) or (_is_spec(node) and head not in _SPEC_KEYS)
+    inside = (node.get("init_args") or {}) if spec and isinstance(node, dict) else node
+    child = inside.get(head) if isinstance(inside, dict) else None
+    if isinstance(child, list) and rest:
+        return None
+    inner = _nest(child, rest, value, append, in_class or spec or head == "init_args") if rest else value
+    if rest and inner is None:
+        return None
+    nested = {head + "+" * (append and not rest): inner}
+    if spec:
+        return {"init_args": nested}
+    return {**inside, **nested} if in_class and isinstance(inside, dict) and not _is_spec(inside) else nested

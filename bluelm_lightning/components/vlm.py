@@ -1,0 +1,100 @@
+"""VisionLanguageModel: the one place where tokens meet pixels."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from bluelm_lightning.components.attention import DocumentLayout
+from bluelm_lightning.components.base import Component, Decoder, Projector, VisionEncoder
+from bluelm_lightning.errors import ConfigError, DataError
+from bluelm_lightning.types import ImageSpec, PackedBatch
+
+
+class VisionLanguageModel(Component):
+    """A vision tower, a projector and a decoder.
+
+    ``forward(batch) -> hidden float[B, T, D]``:
+
+    1. count: the batch holds Q image positions for each of its N tiles, or the sample is named;
+    2. embed the ids: [B, T, D];
+    3. tiles through tower and projector: [N, 3, S, S] -> [N, P, D_vit] -> [N, Q, D];
+    4. put the N * Q features where ``image_positions`` points;
+    5. the decoder, with attention inside each document.
+
+    Args:
+        vision: the tower.
+        projector: from the tower's width to the decoder's.
+        decoder: the language model.
+
+    Raises:
+        ConfigError: when two widths do not fit.
+    """
+
+    def __init__(self, vision: VisionEncoder, projector: Projector, decoder: Decoder) -> None:
+        super().__init__()
+        for name, given, wanted, owner in (
+            ("vision_dim", projector.vision_dim, vision.width, "vision tower"),
+            ("decoder_dim", projector.decoder_dim, decoder.width, "decoder"),
+        ):
+            if given != wanted:
+                raise ConfigError(
+                    f"the projector has {name}={given} but the {owner} is {wanted} wide; set {name}: {wanted}",
+                    f"model.vlm.projector.{name}",
+                )
+        self.vision, self.projector, self.decoder = vision, projector, decoder
+
+    @property
+    def image_spec(self) -> ImageSpec:
+        return ImageSpec(self.vision.image_size, self.projector.num_tokens(self.vision.num_patches))
+
+    @property
+    def vocab_size(self) -> int:
+        return self.decoder.vocab_size
+
+    def forward(self, batch: PackedBatch, cache: Any = None) -> Tensor:
+        self._count(batch)
+        embeds = self.decoder.embed(batch.ids)
+        embeds = self._place(embeds, batch)
+        layout = DocumentLayout(batch.cu_seqlens, batch.max_seqlen)
+        return self.decoder(embeds, batch.positions, layout=layout, cache=cache)
+
+    def encode_images(self, tiles: Tensor) -> Tensor:
+        """tiles: uint8[N, 3, S, S] -> float[N, Q, D]."""
+        dtype = next(self.vision.parameters()).dtype
+        return self.projector(self.vision(tiles.to(dtype) / 255))
+
+    def _place(self, embeds: Tensor, batch: PackedBatch) -> Tensor:
+        tiles = batch.tiles
+        if not len(tiles):
+            if not (self.training and torch.distributed.is_available() and torch.distributed.is_initialized()):
+                return embeds
+            # Every rank must run the tower, or gradient reduction would wait for this one forever.
+            size = self.vision.image_size
+            blank = torch.zeros(1, 3, size, size, dtype=torch.uint8, device=embeds.device)
+            return embeds + 0.0 * self.encode_images(blank).sum().to(embeds.dtype)
+        features = self.encode_images(tiles).flatten(0, 1).to(embeds.dtype)
+        flat = embeds.flatten(0, 1).index_copy(0, batch.image_positions, features)
+        return flat.view_as(embeds)
+
+    def _count(self, batch: PackedBatch) -> None:
+        per_tile = self.image_spec.tokens_per_tile
+        positions, tiles = batch.image_positions.numel(), len(batch.tiles)
+        owners = batch.segments.flatten()[batch.image_positions]
+        if positions == tiles * per_tile and torch.equal(owners, batch.tile_segments.repeat_interleave(per_tile)):
+            return
+        held, owned = owners.tolist(), batch.tile_segments.tolist()
+        for doc, sample_id in enumerate(batch.sample_ids):
+            tokens, doc_tiles = held.count(doc), owned.count(doc)
+            if tokens != doc_tiles * per_tile:
+                raise DataError(
+                    f"{tokens} image tokens but {doc_tiles} tiles x {per_tile} = {doc_tiles * per_tile} features; "
+                    f"encode it with tokens_per_tile={per_tile}",
+                    f"sample {sample_id}",
+                )
+        raise DataError(
+            f"the batch holds {positions} image tokens and {tiles} tiles x {per_tile} features, not in the same order; "
+            "build it with bluelm_lightning.data.packing.pack"
+        )

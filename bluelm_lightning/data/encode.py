@@ -1,0 +1,92 @@
+"""From a raw sample to token ids, labels and tiles."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+
+from bluelm_lightning.data import chat
+from bluelm_lightning.data.chat import Piece
+from bluelm_lightning.data.images import decode_image
+from bluelm_lightning.data.tiling import tile_image
+from bluelm_lightning.errors import DataError
+from bluelm_lightning.types import IGNORE, Encoded, ImageSpec, Sample
+
+
+class Encoder:
+    """Encodes samples for one model and one tokenizer. Picklable, so that loader workers can carry it.
+
+    Args:
+        tokenizer: fast tokenizer with the template's special tokens.
+        image_spec: tile side and tokens a tile of the model.
+        max_grid: pictures are cut into at most ``max_grid x max_grid`` tiles.
+        thumbnail: put one tile with the whole picture before the others.
+    """
+
+    def __init__(self, tokenizer: Any, image_spec: ImageSpec, max_grid: int = 4, thumbnail: bool = False) -> None:
+        self.tokenizer, self.image_spec = tokenizer, image_spec
+        self.max_grid, self.thumbnail = max_grid, thumbnail
+        self.special = {token: tokenizer.convert_tokens_to_ids(token) for token in chat.SPECIAL_TOKENS}
+        self._cache: dict[str, list[int]] = {}
+
+    def __call__(self, sample: Sample) -> Encoded:
+        """A training sample, with labels.
+
+        Raises:
+            DataError: naming file and sample: a broken picture, or as many ``<image>`` as there are pictures not given.
+        """
+        return self._encode(sample, chat.render(sample))
+
+    def prompt(self, sample: Sample, thinking: bool) -> Encoded:
+        """The sample up to the model's turn, without labels."""
+        return self._encode(sample, chat.render_prompt(sample, thinking))
+
+    def _encode(self, sample: Sample, pieces: Iterable[Piece]) -> Encoded:
+        where = sample.where or sample.id
+        tiles = [self._tiles(data, number, where) for number, data in enumerate(sample.images)]
+        ids: list[int] = []
+        loss: list[bool] = []
+        images = 0
+        for piece in pieces:
+            if piece.kind == "image":
+                count = len(tiles[images]) * self.image_spec.tokens_per_tile if images < len(tiles) else 0
+                new = [self.special[chat.IMAGE]] * count
+                images += 1
+            else:
+                new = [self.special[piece.text]] if piece.kind == "special" else self._text(piece.text)
+            ids += new
+            loss += [piece.loss] * len(new)
+        if images != len(tiles):
+            raise DataError(f"{images} <image> placeholders but {len(tiles)} pictures; add or remove placeholders", where)
+        return self._record(sample, ids, loss, tiles)
+
+    def _record(self, sample: Sample, ids: list[int], loss: list[bool], tiles: list[torch.Tensor]) -> Encoded:
+        size = self.image_spec.tile_size
+        tokens = torch.tensor(ids, dtype=torch.long)
+        labels = torch.full_like(tokens, IGNORE)
+        labels[:-1] = torch.where(torch.tensor(loss)[1:], tokens[1:], IGNORE)  # shifted here, once, inside the document
+        return Encoded(
+            id=sample.id,
+            source=sample.source,
+            ids=tokens,
+            labels=labels,
+            tiles=torch.cat(tiles) if tiles else torch.empty(0, 3, size, size, dtype=torch.uint8),
+            image_positions=(tokens == self.special[chat.IMAGE]).nonzero().flatten(),
+        )
+
+    def _text(self, text: str) -> list[int]:
+        """Plain text: special tokens spelled out in it are not recognised."""
+        if text not in self._cache:
+            if len(self._cache) > 10_000:
+                self._cache.clear()
+            self._cache[text] = self.tokenizer(text, add_special_tokens=False, split_special_tokens=True)["input_ids"]
+        return self._cache[text]
+
+    def _tiles(self, data: bytes, number: int, where: str) -> torch.Tensor:
+        try:
+            image = decode_image(data)
+        except DataError as error:
+            raise DataError(f"image {number}: {error.reason}", where) from error
+        return tile_image(image, self.image_spec.tile_size, max_grid=self.max_grid, thumbnail=self.thumbnail)

@@ -1,0 +1,265 @@
+"""PackedLoader: sources -> packed batches, with a state that makes a resumed run see exactly the same batches.
+
+The main process decides the order (:class:`Mixture`) and packs; workers only read and encode, so they hold no state:
+the same batches come out with any number of workers, also when that number changes at a resume. The state after a batch
+is where the mixture stands and which samples wait to be packed; a resume encodes those few again.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections import Counter, OrderedDict
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from random import Random
+from typing import Any
+
+import torch
+
+from bluelm_lightning.data.encode import Encoder
+from bluelm_lightning.data.mixture import Mixture
+from bluelm_lightning.data.packing import choose_rows, pack, split_text
+from bluelm_lightning.errors import ConfigError, DataError
+from bluelm_lightning.types import Encoded, PackedBatch, Ref, Sample, Skipped, Source
+
+log = logging.getLogger(__name__)
+
+_CHUNK = 16  # samples a worker encodes at a time; part of the order, so it does not depend on the number of workers
+_KEEP_STATES = 16  # Lightning fetches one batch ahead; a few more do no harm
+_SMALL = 1 << 16  # bytes below which a tensor travels from a worker by value: a shared-memory file costs more
+
+
+@dataclass(frozen=True)
+class PackingPlan:
+    """Size of a batch and what to do with a sample that does not fit.
+
+    Args:
+        row_tokens: tokens of a row.
+        rows: rows of a batch.
+        max_tiles: most tiles in a batch; ``None`` = no bound.
+        overlong: ``skip`` reports and leaves out, ``split`` cuts texts without pictures, ``error`` stops.
+        lookahead: samples are chosen from about this many batches' worth.
+    """
+
+    row_tokens: int
+    rows: int = 1
+    max_tiles: int | None = None
+    overlong: str = "skip"
+    lookahead: float = 2.0
+
+
+class SampleFetcher:
+    """Reads and encodes by reference. A map-style data set: all that a worker needs, and no more.
+
+    Args:
+        sources: anything indexable that returns samples.
+        encoder: turns a sample into ids and tiles.
+        seed: for choices that differ from pass to pass.
+        thinking_shares: for each source, the share of passes in which a trace is kept; ``None`` keeps every trace.
+    """
+
+    def __init__(
+        self, sources: Sequence[Source], encoder: Encoder, seed: int = 0, thinking_shares: Sequence[float | None] = ()
+    ) -> None:
+        self.sources, self.encoder, self.seed = list(sources), encoder, seed
+        self.thinking_shares = list(thinking_shares) or [None] * len(self.sources)
+
+    def __getitem__(self, refs: list[Ref]) -> list[Encoded | Skipped]:
+        return [self.fetch(ref) for ref in refs]
+
+    def fetch(self, ref: Ref) -> Encoded | Skipped:
+        sample_id = f"{ref.source}:{ref.index}"
+        try:
+            sample = self.sources[ref.source][ref.index]
+            sample_id = sample.id
+            return self.encoder(self._choose_mode(sample, ref))
+        except DataError as error:
+            return Skipped(sample_id, str(ref.source), str(error))
+
+    def _choose_mode(self, sample: Sample, ref: Ref) -> Sample:
+        share = self.thinking_shares[ref.source]
+        if share is None or Random(f"{self.seed}/{tuple(ref)}").random() < share:
+            return sample
+        turns = [{k: v for k, v in turn.items() if k != "thinking"} for turn in sample.messages]
+        return replace(sample, messages=turns)  # type: ignore[arg-type]
+
+
+class _Shipped(SampleFetcher):
+    """In a worker process: small tensors leave as NumPy arrays, by value."""
+
+    def __getitem__(self, refs: list[Ref]) -> list[Any]:
+        return [self._map(item, _to_numpy) for item in super().__getitem__(refs)]
+
+    @staticmethod
+    def _map(item: Encoded | Skipped, fn: Any) -> Encoded | Skipped:
+        if isinstance(item, Skipped):
+            return item
+        names = ("ids", "labels", "tiles", "image_positions")
+        return replace(item, **{name: fn(getattr(item, name)) for name in names})
+
+
+def _to_numpy(tensor: torch.Tensor) -> Any:
+    return tensor.numpy() if tensor.nbytes <= _SMALL else tensor
+
+
+@dataclass
+class _Pending:
+    ref: Ref
+    piece: int  # which part of a split text
+    doc: Encoded
+
+
+class PackedLoader:
+    """An iterable of :class:`PackedBatch`. Without end unless every source has a number of epochs.
+
+    Args:
+        fetcher: reads and encodes.
+        mixture: the order.
+        plan: size of a batch.
+        pad_id: token id of padding.
+        num_workers: processes that read and encode; 0 = this one.
+        rank: this process among ``world_size``; it takes every ``world_size``-th sample.
+        world_size: number of training processes.
+        max_consecutive_skips: stop when so many samples in a row cannot be used, instead of looping in silence.
+    """
+
+    def __init__(
+        self,
+        fetcher: SampleFetcher,
+        mixture: Mixture,
+        plan: PackingPlan,
+        pad_id: int,
+        num_workers: int = 0,
+        rank: int = 0,
+        world_size: int = 1,
+        max_consecutive_skips: int = 100,
+    ) -> None:
+        if plan.overlong not in ("skip", "split", "error"):
+            raise ConfigError(f"{plan.overlong!r} is not one of skip, split, error", "data.overlong")
+        self.fetcher, self.mixture, self.plan, self.pad_id = fetcher, mixture, plan, pad_id
+        self.num_workers, self.rank, self.world_size = num_workers, rank, world_size
+        self.max_consecutive_skips = max_consecutive_skips
+        self.skipped: Counter[str] = Counter()
+        self._consecutive = 0
+        self._cursor = 0
+        self._waiting: list[list[Any]] = []  # (ref, piece) of what a loaded state left to be packed
+        self._states: OrderedDict[int, dict[str, Any]] = OrderedDict()
+        self._start = mixture.state_dict()
+
+    def state_at(self, cursor: int) -> dict[str, Any]:
+        """The state after batch ``cursor``, made of lists and numbers only. Before the first batch: the start."""
+        if cursor in self._states:
+            return self._states[cursor]
+        return {"cursor": self._cursor, "mixture": self._start, "waiting": self._waiting, "skipped": dict(self.skipped)}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self._cursor, self._start = state["cursor"], state["mixture"]
+        self._waiting = [list(item) for item in state["waiting"]]
+        self.skipped = Counter(state["skipped"])
+
+    def __iter__(self) -> Iterator[PackedBatch]:
+        self.mixture.load_state_dict(self._start)
+        stood = self._start
+        cursor = self._cursor
+        pending = list(self._fetch_waiting())
+        stream = self._stream()
+        capacity = self.plan.rows * self.plan.row_tokens
+        while True:
+            while sum(len(p.doc) for p in pending) < self.plan.lookahead * capacity:
+                chunk = next(stream, None)
+                if chunk is None:
+                    break
+                refs, items, stood = chunk
+                for ref, item in zip(refs, items):
+                    pending += self._admit(ref, item)
+            if not pending:
+                return
+            cursor += 1
+            batch, pending = self._pack(pending, cursor)
+            waiting = [[list(p.ref), p.piece] for p in pending]
+            self._states[cursor] = {
+                "cursor": cursor, "mixture": stood, "waiting": waiting, "skipped": dict(self.skipped)
+            }
+            while len(self._states) > _KEEP_STATES:
+                self._states.popitem(last=False)
+            yield batch
+
+    def _pack(self, pending: list[_Pending], cursor: int) -> tuple[PackedBatch, list[_Pending]]:
+        plan = self.plan
+        lengths, tiles = [len(p.doc) for p in pending], [len(p.doc.tiles) for p in pending]
+        rows = choose_rows(lengths, tiles, plan.rows, plan.row_tokens, plan.max_tiles)
+        taken = {i for row in rows for i in row}
+        batch = pack([[pending[i].doc for i in row] for row in rows], plan.row_tokens, self.pad_id, cursor)
+        return batch, [p for i, p in enumerate(pending) if i not in taken]
+
+    def _chunks(self) -> Iterator[tuple[list[Ref], dict[str, Any]]]:
+        """This rank's references, a chunk at a time, with the mixture's state after each."""
+        while True:
+            # range first: zip would otherwise draw one reference more and lose it
+            drawn = [ref for _, ref in zip(range(_CHUNK * self.world_size), self.mixture)]
+            if not drawn:
+                return
+            yield drawn[self.rank :: self.world_size], self.mixture.state_dict()
+
+    def _stream(self) -> Iterator[tuple[list[Ref], list[Encoded | Skipped], dict[str, Any]]]:
+        if not self.num_workers:
+            for refs, state in self._chunks():
+                yield refs, self.fetcher[refs], state
+            return
+        drawn: list[tuple[list[Ref], dict[str, Any]]] = []
+
+        def keys() -> Iterator[list[Ref]]:
+            for refs, state in self._chunks():
+                drawn.append((refs, state))
+                yield refs
+
+        shipped = _Shipped(self.fetcher.sources, self.fetcher.encoder, self.fetcher.seed, self.fetcher.thinking_shares)
+        loader = torch.utils.data.DataLoader(
+            shipped,  # type: ignore[arg-type]
+            sampler=keys(),
+            batch_size=None,
+            num_workers=self.num_workers,
+            collate_fn=_keep,
+            generator=torch.Generator().manual_seed(0),  # leaves the global random state alone
+        )
+        for items in loader:
+            refs, state = drawn.pop(0)
+            yield refs, [_Shipped._map(item, torch.as_tensor) for item in items], state
+
+    def _fetch_waiting(self) -> Iterator[_Pending]:
+        for ref, piece in self._waiting:
+            ref = Ref(*ref)
+            admitted = {p.piece: p for p in self._admit(ref, self.fetcher.fetch(ref))}
+            yield admitted[piece]
+
+    def _admit(self, ref: Ref, item: Encoded | Skipped) -> list[_Pending]:
+        """The documents of a sample that can be packed; what cannot is reported with its id and the reason."""
+        plan = self.plan
+        if isinstance(item, Encoded):
+            reason = self._misfit(item)
+            if reason is None:
+                self._consecutive = 0
+                return [_Pending(ref, 0, item)]
+            if plan.overlong == "split" and not len(item.tiles):
+                self._consecutive = 0
+                return [_Pending(ref, n, doc) for n, doc in enumerate(split_text(item, plan.row_tokens))]
+            item = Skipped(item.id, item.source, reason)
+            if plan.overlong == "error":
+                raise DataError(f"{reason}; raise data.row_tokens or set data.overlong to skip", f"sample {item.id}")
+        self.skipped[item.source] += 1
+        self._consecutive += 1
+        log.warning("skipped sample %s: %s", item.id, item.reason)
+        if self._consecutive >= self.max_consecutive_skips:
+            raise DataError(f"{self._consecutive} samples in a row cannot be used; the last: {item.reason}", item.id)
+        return []
+
+    def _misfit(self, doc: Encoded) -> str | None:
+        if len(doc) > self.plan.row_tokens:
+            return f"{len(doc)} tokens, a row holds {self.plan.row_tokens}"
+        if self.plan.max_tiles is not None and len(doc.tiles) > self.plan.max_tiles:
+            return f"{len(doc.tiles)} tiles, a batch holds {self.plan.max_tiles}"
+        return None
+
+
+def _keep(items: Any) -> Any:
+    return items

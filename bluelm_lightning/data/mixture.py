@@ -1,0 +1,104 @@
+"""Mixture: which sample comes next, as a pure function of a small state that fits in a checkpoint."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from bluelm_lightning.errors import ConfigError
+from bluelm_lightning.types import Ref
+
+
+def shuffled_order(num: int, blocks: Sequence[int] | None, window: int, seed: tuple[int, ...]) -> np.ndarray:
+    """An order of ``num`` samples: blocks (shards) in random order, samples shuffled within ``window`` blocks.
+
+    Reading stays local to a few shards at a time, as a shuffle buffer would keep it, but the order is known in advance.
+    Without ``blocks`` it is one uniform permutation.
+    """
+    rng = np.random.default_rng(seed)
+    if not blocks or len(blocks) <= window:
+        return rng.permutation(num)
+    starts = np.concatenate([[0], np.cumsum(blocks)])
+    order = rng.permutation(len(blocks))
+    groups = [order[i : i + window] for i in range(0, len(order), window)]
+    return np.concatenate(
+        [rng.permutation(np.concatenate([np.arange(starts[b], starts[b + 1]) for b in group])) for group in groups]
+    )
+
+
+class Mixture:
+    """An iterator of :class:`Ref` over several sources at given weights.
+
+    Every draw adds each source's weight to its credit and takes the source with the most: after any number of draws each
+    source's count is within one sample of its share, and the only state is the credits and the counts.
+
+    Args:
+        lengths: samples of each source.
+        weights: share of samples of each source, any positive scale; default: in proportion to ``lengths * epochs``.
+        epochs: passes over each source before it is exhausted; ``None`` = without end.
+        block_sizes: samples of each shard of each source, or ``None``.
+        seed: orders are drawn from (seed, source, epoch).
+        shuffle: ``False`` reads each source in its own order.
+        window: shards that are shuffled together.
+
+    Raises:
+        ConfigError: no source, an empty source, or weights that are not positive.
+    """
+
+    def __init__(
+        self,
+        lengths: Sequence[int],
+        weights: Sequence[float] | None = None,
+        epochs: Sequence[float | None] | None = None,
+        block_sizes: Sequence[Sequence[int] | None] | None = None,
+        seed: int = 0,
+        shuffle: bool = True,
+        window: int = 16,
+    ) -> None:
+        if not lengths or min(lengths) <= 0:
+            raise ConfigError(f"every source needs at least one sample, sizes are {list(lengths)}", "data.sources")
+        self.lengths = list(lengths)
+        self.limits = [None if e is None else round(e * n) for e, n in zip(epochs or [None] * len(lengths), lengths)]
+        self.weights = list(weights or [limit or n for limit, n in zip(self.limits, lengths)])
+        if not all(np.isfinite(w) and w > 0 for w in self.weights):
+            raise ConfigError(f"weights must be positive numbers, got {self.weights}", "data.sources.weight")
+        self.block_sizes = list(block_sizes or [None] * len(lengths))
+        self.seed, self.shuffle, self.window = seed, shuffle, window
+        self.credits = [0.0] * len(lengths)
+        self.counts = [0] * len(lengths)
+        self._orders: dict[int, tuple[int, np.ndarray]] = {}
+
+    def __iter__(self) -> Mixture:
+        return self
+
+    def __next__(self) -> Ref:
+        open_ = [i for i, limit in enumerate(self.limits) if limit is None or self.counts[i] < limit]
+        if not open_:
+            raise StopIteration
+        total = sum(self.weights[i] for i in open_)
+        for i in open_:
+            self.credits[i] += self.weights[i] / total
+        source = max(open_, key=lambda i: (self.credits[i], -i))
+        self.credits[source] -= 1.0
+        epoch, place = divmod(self.counts[source], self.lengths[source])
+        self.counts[source] += 1
+        return Ref(source, epoch, int(self._order(source, epoch)[place]))
+
+    def _order(self, source: int, epoch: int) -> np.ndarray:
+        held = self._orders.get(source)
+        if held is None or held[0] != epoch:
+            num = self.lengths[source]
+            if self.shuffle:
+                order = shuffled_order(num, self.block_sizes[source], self.window, (self.seed, source, epoch))
+            else:
+                order = np.arange(num)
+            held = self._orders[source] = (epoch, order)
+        return held[1]
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"credits": list(self.credits), "counts": list(self.counts)}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.credits, self.counts = list(state["credits"]), list(state["counts"])

@@ -1,0 +1,40 @@
+"""What the model sees: tokens of a packed batch with the loss mask in colour."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from bluelm_lightning.types import IGNORE, PackedBatch
+
+_TRAINED, _PLAIN, _RESET = "\x1b[32m", "\x1b[90m", "\x1b[0m"
+
+
+def preview_batch(batch: PackedBatch, tokenizer: Any, documents: int = 2, color: bool = True) -> str:
+    """The first documents of a batch, decoded. Green tokens carry loss, grey ones do not; runs of image tokens are counted.
+
+    Without ``color`` trained stretches stand between ``«`` and ``»``.
+    """
+    ids, labels, segments = batch.ids.flatten().tolist(), batch.labels.flatten().tolist(), batch.segments.flatten()
+    lines = []
+    for doc in range(min(documents, len(batch.sample_ids))):
+        places = (segments == doc).nonzero().flatten().tolist()
+        # labels[t] belongs to the token after t: that token is the one trained on
+        trained = [False] + [labels[t] != IGNORE for t in places[:-1]]
+        image = set(batch.image_positions.tolist())
+        text = "".join(_stretches(places, trained, ids, image, tokenizer, color))
+        lines.append(f"[{batch.sources[doc]} {batch.sample_ids[doc]}, {len(places)} tokens]\n{text}")
+    return "\n".join(lines)
+
+
+def _stretches(places: list[int], trained: list[bool], ids: list[int], image: set[int], tokenizer: Any, color: bool) -> Any:
+    marks = {True: (_TRAINED, _RESET), False: (_PLAIN, _RESET)} if color else {True: ("«", "»"), False: ("", "")}
+    start = 0
+    for end in range(1, len(places) + 1):
+        same = end < len(places) and trained[end] == trained[start] and (places[end] in image) == (places[start] in image)
+        if same:
+            continue
+        stretch = [ids[place] for place in places[start:end]]
+        text = f"<image x {len(stretch)}>" if places[start] in image else tokenizer.decode(stretch)
+        before, after = marks[trained[start]]
+        yield f"{before}{text}{after}"
+        start = end

@@ -1,0 +1,7 @@
+"""LightningDataModules over ``bluelm_lightning.data``."""
+
+from bluelm_lightning.datamodules.base import MultimodalDataModule, SourceSpec
+from bluelm_lightning.datamodules.pretrain import PretrainDataModule
+from bluelm_lightning.datamodules.sft import SFTDataModule
+
+__all__ = ["MultimodalDataModule", "PretrainDataModule", "SFTDataModule", "SourceSpec"]

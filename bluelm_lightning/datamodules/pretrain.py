@@ -1,0 +1,14 @@
+"""Data of pre-training: documents and image-text pairs."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from bluelm_lightning.datamodules.base import MultimodalDataModule
+
+
+class PretrainDataModule(MultimodalDataModule):
+    """Texts longer than a row are cut into rows, so that no token is lost; all else as in the base class."""
+
+    def __init__(self, *args: Any, overlong: str = "split", **kwargs: Any) -> None:
+        super().__init__(*args, overlong=overlong, **kwargs)

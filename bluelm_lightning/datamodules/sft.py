@@ -1,0 +1,14 @@
+"""Data of supervised fine-tuning: conversations, with and without thinking."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from bluelm_lightning.datamodules.base import MultimodalDataModule
+
+
+class SFTDataModule(MultimodalDataModule):
+    """A conversation that does not fit a row is reported and left out: half an answer teaches to stop early."""
+
+    def __init__(self, *args: Any, overlong: str = "skip", **kwargs: Any) -> None:
+        super().__init__(*args, overlong=overlong, **kwargs)

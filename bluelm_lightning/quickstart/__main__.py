@@ -1,0 +1,83 @@
+"""``python -m bluelm_lightning.quickstart``: data, alignment, joint pre-training, SFT in both modes, evaluation.
+
+Everything goes to ``runs/quickstart``; each training stage is an ordinary ``bluelm-fit`` run that you could type yourself.
+"""
+
+from __future__ import annotations
+
+import os
+import resource
+import shutil
+import sys
+import time
+from pathlib import Path
+
+ROOT = Path("runs/quickstart")
+STAGES = ("align", "pretrain", "sft")
+
+_NEXT = """
+Everything is in {root}:
+  summary.json, accuracy.png, answers.png    what you see above
+  sft/                                       config, checkpoints, metrics.csv, lineage.json of the last stage
+Next:
+  bluelm-fit --config tiny/sft.yaml --init_from {root}/pretrain/checkpoints/last.ckpt --trainer.max_steps=900
+  bluelm-fit --config 3b/sft.yaml --summary
+  bluelm-data show {root}/data/digits_sum"""
+
+
+def main() -> int:
+    started = time.time()
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    from bluelm_lightning.quickstart.prepare import prepare
+
+    for name in STAGES:  # this command owns these folders
+        shutil.rmtree(ROOT / name, ignore_errors=True)
+    _say("writing shards and tokenizer", started)
+    for source, count in prepare(ROOT).items():
+        print(f"  {source:<18}{count:>7} samples")
+    parent: Path | None = None
+    for name in STAGES:
+        arguments = ["--config", f"tiny/{name}.yaml", "--run_dir", str(ROOT / name)]
+        arguments += ["--init_from", str(parent)] if parent else []
+        _say("bluelm-fit " + " ".join(arguments), started)
+        code = _fit(arguments)
+        if code:
+            return code
+        parent = ROOT / name / "checkpoints" / "last.ckpt"
+    _say("evaluating on held-out data, both modes", started)
+    _evaluate(started)
+    print(_NEXT.format(root=ROOT))
+    return 0
+
+
+def _fit(arguments: list[str]) -> int:
+    from bluelm_lightning.cli.fit import main as fit
+
+    return fit(arguments)
+
+
+def _evaluate(started: float) -> None:
+    from bluelm_lightning.cli.load import load_run
+    from bluelm_lightning.evaluation import evaluate
+    from bluelm_lightning.quickstart.prepare import test_sources
+    from bluelm_lightning.quickstart.report import draw_accuracy, draw_answers, print_table, write_summary
+
+    stage, data = load_run(ROOT / "sft")
+    samples = [sample for source in test_sources().values() for sample in source]
+    results, answers = evaluate(stage.vlm, data.encoder, samples, max_new_tokens=64)
+    print_table(results)
+    pictured = ["digits_sum", "easy_vqa.yes_no", "easy_vqa.shape", "easy_vqa.color"]
+    draw_answers(ROOT / "answers.png", answers, pictured)
+    draw_accuracy(ROOT / "accuracy.png", results)
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024  # Linux reports KiB
+    wall = time.time() - started
+    write_summary(ROOT / "summary.json", results, wall, peak)
+    print(f"{wall:.0f} s in all, {peak / 2**30:.2f} GiB at the peak")
+
+
+def _say(text: str, started: float) -> None:
+    print(f"\n[{time.time() - started:4.0f} s] {text}", flush=True)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,60 @@
+"""Writes the quickstart's shards and tokenizer: real inputs that come inside Python packages."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from itertools import chain, islice
+from pathlib import Path
+
+from bluelm_lightning.data.chat import IMAGE
+from bluelm_lightning.data.convert import write_shards
+from bluelm_lightning.data.tokenizer import train_tokenizer
+from bluelm_lightning.quickstart import easy_vqa
+from bluelm_lightning.quickstart.arithmetic import arithmetic, arithmetic_text
+from bluelm_lightning.quickstart.digits import digit_reading, digit_sums
+from bluelm_lightning.types import Sample
+
+VOCAB_SIZE = 384
+TURNS = 4  # questions on one easy-VQA picture in a conversation: the picture is encoded once for all of them
+
+
+def training_sources() -> dict[str, Iterator[Sample]]:
+    """Folder name -> samples. Every sample is made from training scans, training pictures or training questions."""
+    return {
+        "digits_first": digit_reading("train", 6_000, seed=1, num_digits=(1, 4), canvases=((64, 64),)),
+        "digits_caption": digit_reading("train", 12_000, seed=2),
+        "easy_vqa_caption": easy_vqa.captions("train"),
+        "arithmetic_text": arithmetic_text(8_000, seed=3),
+        "digits_sum": digit_sums("train", 16_000, seed=4, thinking=True),
+        "easy_vqa": chain.from_iterable(easy_vqa.conversations("train", TURNS, seed, thinking=True) for seed in (0, 1)),
+        "arithmetic": arithmetic("train", 8_000, seed=5, thinking=True),
+    }
+
+
+def test_sources(digits: int = 500, arithmetic_count: int = 500) -> dict[str, list[Sample]]:
+    """Held-out samples: unseen scans, the data set's own test questions, unseen sums."""
+    return {
+        "digits_sum": list(digit_sums("test", digits, seed=0, thinking=True)),
+        "easy_vqa": list(easy_vqa.questions("test", thinking=True)),
+        "arithmetic": list(arithmetic("test", arithmetic_count, seed=0, thinking=True)),
+    }
+
+
+def prepare(root: Path) -> dict[str, int]:
+    """Write ``root/data/NAME`` for every source, ``root/data/val`` and ``root/tokenizer``; returns samples by name."""
+    counts = {}
+    for name, samples in training_sources().items():
+        counts[name] = write_shards(samples, root / "data" / name, overwrite=True)["written"]
+    held_out = chain.from_iterable(islice(source, 100) for source in map(iter, test_sources(100, 100).values()))
+    counts["val"] = write_shards(held_out, root / "data" / "val", overwrite=True)["written"]
+    train_tokenizer(_texts(), VOCAB_SIZE, root / "tokenizer")
+    return counts
+
+
+def _texts() -> Iterable[str]:
+    """A few hundred texts of each kind, without placeholders."""
+    for samples in training_sources().values():
+        for sample in islice(samples, 400):
+            yield (sample.text or "").replace(IMAGE, "")
+            for turn in sample.messages:
+                yield turn["content"].replace(IMAGE, "") + " " + turn.get("thinking", "")

@@ -1,0 +1,19 @@
+"""Root modules: one class for each kind of training."""
+
+from bluelm_lightning.stages.base import Stage
+from bluelm_lightning.stages.optim import AdamW, ParameterGroup
+from bluelm_lightning.stages.pretrain import PretrainStage
+from bluelm_lightning.stages.schedules import Constant, Schedule, WarmupCosine, WarmupStableDecay
+from bluelm_lightning.stages.sft import SFTStage
+
+__all__ = [
+    "AdamW",
+    "Constant",
+    "ParameterGroup",
+    "PretrainStage",
+    "SFTStage",
+    "Schedule",
+    "Stage",
+    "WarmupCosine",
+    "WarmupStableDecay",
+]

@@ -1,0 +1,152 @@
+"""Stage: the root module, which owns the loop: objective, optimizer, schedule and every log line."""
+
+from __future__ import annotations
+
+from fnmatch import fnmatchcase
+from typing import Any
+
+import lightning as L
+import torch
+from torch import Tensor
+
+from bluelm_lightning.components.vlm import VisionLanguageModel
+from bluelm_lightning.errors import ConfigError
+from bluelm_lightning.generation.engine import generate
+from bluelm_lightning.stages import metrics
+from bluelm_lightning.stages.losses import linear_cross_entropy
+from bluelm_lightning.stages.optim import AdamW, check_globs
+from bluelm_lightning.stages.rng import every_rank, rng_state, set_rng_state
+from bluelm_lightning.stages.schedules import Constant, Schedule
+from bluelm_lightning.types import IGNORE, Encoded, Generation, ImageSpec, PackedBatch
+
+_UNIT = 1024.0  # labelled tokens; any constant will do that keeps the summed loss of a micro-batch near one
+
+
+class Stage(L.LightningModule):
+    """Next-token training of a vision-language model. Subclasses change the objective or the defaults.
+
+    The mean over labelled tokens is exact: a step's gradient is that of one big batch, whatever the gradient
+    accumulation, the number of processes, and the share of labelled tokens in each micro-batch.
+
+    Args:
+        vlm: the model.
+        optimizer: builds the optimizer, groups by strict globs.
+        schedule: factor of the learning rate by step.
+        frozen: globs of parameters that do not train, such as ``vlm.vision.*``. One that matches nothing is an error.
+        clip_norm: greatest global gradient norm; 0 = no clipping.
+    """
+
+    def __init__(
+        self,
+        vlm: VisionLanguageModel,
+        optimizer: AdamW | None = None,
+        schedule: Schedule | None = None,
+        frozen: list[str] | None = None,
+        clip_norm: float = 1.0,
+    ) -> None:
+        super().__init__()
+        if clip_norm < 0:
+            raise ConfigError(f"{clip_norm} is negative; 0 switches clipping off", "model.clip_norm")
+        self.vlm, self.clip_norm = vlm, clip_norm
+        self.optimizer = optimizer or AdamW()
+        self.schedule = schedule or Constant()
+        self._freeze(frozen or [])
+        self._labelled: Tensor | None = None
+        self._saved_rng: dict[str, Any] | None = None
+
+    # ------------------------------------------------------------------ what others may ask
+    @property
+    def image_spec(self) -> ImageSpec:
+        return self.vlm.image_spec
+
+    @property
+    def vocab_size(self) -> int:
+        return self.vlm.vocab_size
+
+    def generate(self, prompts: list[Encoded], **sampling: Any) -> list[Generation]:
+        """Continue prompts; see :func:`bluelm_lightning.generation.generate`. Leaves the module's mode as it was."""
+        return generate(self.vlm, prompts, tokenizer=self.trainer.datamodule.tokenizer, **sampling)  # type: ignore[attr-defined]
+
+    # ------------------------------------------------------------------ loop
+    def training_step(self, batch: PackedBatch, batch_idx: int) -> Tensor:
+        hidden, labels, docs = self.labelled(batch)
+        exact = self.trainer.accumulate_grad_batches * self.trainer.world_size == 1
+        # Micro-batches hold different numbers of labelled tokens: sum now, divide once, before the optimizer step.
+        divisor = max(len(labels), 1) if exact else _UNIT
+        scale = torch.full((len(labels),), 1.0 / divisor, device=hidden.device)
+        loss, token_losses = linear_cross_entropy(hidden, self.vlm.decoder.output_weight, labels, scale)
+        if not exact:
+            count = torch.tensor(float(len(labels)), device=hidden.device)
+            self._labelled = count if self._labelled is None else self._labelled + count
+        self._log_losses(token_losses, docs, batch, "train")
+        return loss
+
+    def validation_step(self, batch: PackedBatch, batch_idx: int) -> None:
+        hidden, labels, docs = self.labelled(batch)
+        _, token_losses = linear_cross_entropy(hidden, self.vlm.decoder.output_weight, labels)
+        self._log_losses(token_losses, docs, batch, "val")
+
+    def labelled(self, batch: PackedBatch) -> tuple[Tensor, Tensor, Tensor]:
+        """Hidden states float[M, D], labels int64[M] and document numbers int64[M] of the positions that carry loss."""
+        hidden = self.vlm(batch)
+        places = (batch.labels.flatten() != IGNORE).nonzero().flatten()
+        return hidden.flatten(0, 1)[places], batch.labels.flatten()[places], batch.segments.flatten()[places]
+
+    def _log_losses(self, losses: Tensor, docs: Tensor, batch: PackedBatch, phase: str) -> None:
+        if not len(losses) or (phase == "train" and not self._logs_now()):
+            return
+        self.log(metrics.LOSS[phase], losses.mean(), batch_size=len(losses), prog_bar=True, sync_dist=phase == "val")
+        names = sorted(set(batch.sources))
+        index = torch.tensor([names.index(source) for source in batch.sources], device=docs.device)[docs]
+        for number, name in enumerate(names):
+            mine = losses[index == number]
+            if len(mine):
+                self.log(metrics.source_loss(phase, name), mine.mean(), batch_size=len(mine))
+
+    def _logs_now(self) -> bool:
+        every = self.trainer.log_every_n_steps or 1  # type: ignore[attr-defined]
+        return (self.global_step + 1) % every == 0 or self.global_step == 0
+
+    # ------------------------------------------------------------------ optimizer
+    def configure_optimizers(self) -> dict[str, Any]:  # type: ignore[override]
+        optimizer = self.optimizer.build(self)
+        scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, self.schedule.value_at)
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+
+    def configure_gradient_clipping(self, optimizer: Any, *args: Any, **kwargs: Any) -> None:
+        if self._labelled is not None:
+            self._divide_gradients()
+        if self.clip_norm and getattr(self.trainer.precision_plugin, "scaler", None) is not None:
+            self.clip_gradients(optimizer, gradient_clip_val=self.clip_norm, gradient_clip_algorithm="norm")
+        elif self.clip_norm:  # not by Lightning, which refuses a fused optimizer in bf16-mixed, where nothing is scaled
+            torch.nn.utils.clip_grad_norm_(self.parameters(), self.clip_norm)
+
+    def _divide_gradients(self) -> None:
+        """Gradients are the mean over micro-batches and ranks of sums; turn them into the mean over labelled tokens."""
+        assert self._labelled is not None
+        total = self._labelled
+        if self.trainer.world_size > 1:
+            total = self.trainer.strategy.reduce(total, reduce_op="sum")
+        parts = self.trainer.accumulate_grad_batches * self.trainer.world_size
+        gradients = [p.grad for p in self.parameters() if p.grad is not None]
+        torch._foreach_mul_(gradients, parts * _UNIT / max(float(total), 1.0))  # no label at all: gradients are zero
+        self._labelled = None
+
+    def _freeze(self, globs: list[str]) -> None:
+        check_globs(globs, [name for name, _ in self.named_parameters()], "model.frozen")
+        for name, parameter in self.named_parameters():
+            if any(fnmatchcase(name, glob) for glob in globs):
+                parameter.requires_grad_(False)
+
+    # ------------------------------------------------------------------ exact resume: Lightning does not save these
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        checkpoint["rng"] = every_rank(rng_state())
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        states = checkpoint.get("rng", [])
+        self._saved_rng = states[self.global_rank] if len(states) == self.trainer.world_size else None
+
+    def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
+        if self._saved_rng is not None:
+            set_rng_state(self._saved_rng)  # as late as possible: loaders and sanity checks draw numbers too
+            self._saved_rng = None

@@ -1,0 +1,160 @@
+"""The records that travel from a tar file to the loss, and the Protocols by which rooms meet.
+
+Shapes: B rows, T tokens of a row, D documents in a batch, N tiles, Q visual tokens of a tile, S tile side in pixels.
+
+The way of a sample::
+
+    Source[i] -> Sample -> Encoded -> PackedBatch -> stage
+      (tar)     (raw)     (ids, tiles)  (rows of documents)
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, fields
+from typing import TYPE_CHECKING, Any, NamedTuple, NotRequired, Protocol, TypedDict, runtime_checkable
+
+if TYPE_CHECKING:  # torch costs a second: this file must stay cheap to import
+    from torch import Tensor
+
+IGNORE = -100  # label of a position that carries no loss
+
+
+class Message(TypedDict):
+    """One turn. ``{"role": "assistant", "content": "19", "thinking": "9+5=14 14+5=19"}``."""
+
+    role: str  # "system" | "user" | "assistant"
+    content: str  # "<image>" stands where a picture goes
+    thinking: NotRequired[str]  # assistant only: what stands between <think> and </think>; absent = non-thinking
+
+
+@dataclass
+class Sample:
+    """A raw sample as a source returns it: either a conversation or one text, with its pictures as encoded bytes."""
+
+    id: str  # unique within its source, "digits-000123"
+    source: str  # "easy_vqa"
+    messages: list[Message] = field(default_factory=list)  # a conversation; empty when `text` is set
+    text: str | None = None  # pre-training document, "<image>a red circle"
+    images: list[bytes] = field(default_factory=list)  # PNG, JPEG or WebP bytes, one for each "<image>"
+    task: str = ""  # what evaluation groups by, "easy_vqa.shape"
+    answer: str | None = None  # reference answer of the last turn, for scoring
+    where: str = ""  # file and key, for messages: "train-000003.tar:000123"
+    meta: dict[str, Any] = field(default_factory=dict)  # whatever else the JSON held
+
+
+@dataclass
+class Encoded:
+    """A sample as token ids and tiles."""
+
+    id: str
+    source: str
+    ids: Tensor  # int64[T]; an image is Q image tokens for each of its tiles
+    labels: Tensor  # int64[T]; labels[t] is the id to be predicted after ids[t], IGNORE where there is no loss
+    tiles: Tensor  # uint8[N, 3, S, S]
+    image_positions: Tensor  # int64[N * Q]; where in `ids` the features of the tiles go, in order
+
+    def __len__(self) -> int:
+        return int(self.ids.numel())
+
+
+@dataclass
+class PackedBatch:
+    """Documents packed into rows. Positions restart and attention is blocked between documents."""
+
+    ids: Tensor  # int64[B, T]
+    labels: Tensor  # int64[B, T], shifted already (see Encoded.labels)
+    positions: Tensor  # int64[B, T], 0, 1, 2, ... from the start of each document
+    segments: Tensor  # int64[B, T], number of the document in this batch (0 .. D-1), -1 at padding
+    cu_seqlens: Tensor  # int32[D' + 1], document bounds in the flattened B * T row; padding is a document of its own
+    max_seqlen: int  # the longest of them
+    tiles: Tensor  # uint8[N, 3, S, S]
+    image_positions: Tensor  # int64[N * Q], positions in the flattened B * T row
+    tile_segments: Tensor  # int64[N], the document of each tile
+    sample_ids: list[str]  # D names
+    sources: list[str]  # D names
+    cursor: int = 0  # serial number in the loader; the loader's state is saved up to the last batch trained on
+
+    @property
+    def num_tokens(self) -> int:
+        """Tokens that are not padding."""
+        return int((self.segments >= 0).sum())
+
+    def _map(self, fn: Any) -> PackedBatch:
+        changed = {f.name: getattr(self, f.name) for f in fields(self)}
+        return PackedBatch(**{k: fn(v) if hasattr(v, "to") else v for k, v in changed.items()})
+
+    def to(self, device: Any, non_blocking: bool = True) -> PackedBatch:
+        return self._map(lambda t: t.to(device, non_blocking=non_blocking))
+
+    def pin_memory(self) -> PackedBatch:
+        return self._map(lambda t: t.pin_memory())
+
+
+class Ref(NamedTuple):
+    """Which sample to read: ``sources[source][index]`` in pass number ``epoch`` over that source."""
+
+    source: int
+    epoch: int
+    index: int
+
+
+@dataclass
+class Skipped:
+    """A sample that could not be used, reported and counted, never dropped in silence."""
+
+    id: str
+    source: str
+    reason: str  # "12000 tokens, rows hold 4096"
+
+
+@dataclass(frozen=True)
+class ImageSpec:
+    """What the data needs to know of a model to prepare pictures for it."""
+
+    tile_size: int  # S, pixels
+    tokens_per_tile: int  # Q
+
+
+@dataclass
+class Generation:
+    """What a model wrote after a prompt."""
+
+    ids: list[int]  # without the end-of-text token
+    text: str  # decoded, special tokens kept
+    thinking: str | None  # between <think> and </think>; None when the model did not think
+    answer: str | None  # after the thinking; None when <think> was never closed
+    num_tokens: int
+    finished: bool  # False when the length limit cut it
+
+
+@runtime_checkable
+class Source(Protocol):
+    """Anything indexable that returns samples: a user's own source needs no base class of ours."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: int) -> Sample: ...
+
+
+class StageModel(Protocol):
+    """What data modules and callbacks may ask of the root module."""
+
+    @property
+    def image_spec(self) -> ImageSpec: ...
+
+    @property
+    def vocab_size(self) -> int: ...
+
+    def generate(self, prompts: list[Encoded], **sampling: Any) -> list[Generation]: ...
+
+
+class StageData(Protocol):
+    """What stages and callbacks may ask of the data module."""
+
+    tokenizer: Any
+
+    def preview(self, batch: PackedBatch) -> str: ...
+
+    def sample_prompts(self, count: int, thinking: bool) -> list[tuple[Sample, Encoded]]: ...
+
+    def manifest(self) -> dict[str, Any]: ...

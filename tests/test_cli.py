@@ -1,0 +1,315 @@
+"""bluelm-fit: files and overrides, and every mistake in one line that names the key."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+from cli_project import fit, stage, write_project
+
+from bluelm_lightning.cli.app import FitCLI
+from bluelm_lightning.cli.arguments import split_arguments
+from bluelm_lightning.cli.fit import main
+from bluelm_lightning.cli.layers import Layers
+
+
+@pytest.fixture(scope="module")
+def project(tmp_path_factory):
+    return write_project(tmp_path_factory.mktemp("project"))
+
+
+@pytest.fixture(autouse=True)
+def _in_a_folder_of_its_own(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+
+
+def settings(project, *arguments):
+    """The parsed settings."""
+    return FitCLI(Layers(split_arguments(["--config", str(project / "stage.yaml"), *arguments]))).config
+
+
+def refused(capsys, *argv) -> str:
+    """The one line of a refusal."""
+    assert main(list(argv)) == 2
+    err = capsys.readouterr().err.strip().splitlines()
+    assert len(err) == 1, err
+    assert err[0].startswith("bluelm-fit: error: ")
+    assert not Path("runs").exists() or not list(Path("runs").iterdir())
+    return err[0].removeprefix("bluelm-fit: error: ")
+
+
+# ---------------------------------------------------------------- what is understood
+def test_overrides_short_and_long(project):
+    found = settings(
+        project,
+        "--model.projector.hidden_dim=48",
+        "--model.vlm.decoder.config.head_dim",
+        "16",
+        "--data.batch_rows=4",
+        "--model.init_args.clip_norm",
+        "2",
+    )
+    parts = found.model.init_args.vlm.init_args
+    assert (parts.projector.init_args.hidden_dim, parts.decoder.init_args.config["head_dim"]) == (48, 16)
+    assert (found.data.init_args.batch_rows, found.model.init_args.clip_norm) == (4, 2.0)
+    assert parts.decoder.init_args.config["hidden_size"] == 32, "an override inside a mapping keeps its other keys"
+
+
+def test_null_overrides(project):
+    found = settings(project, "--model.projector.hidden_dim=null", "--model.decoder.config.head_dim=null")
+    assert found.model.init_args.vlm.init_args.projector.init_args.hidden_dim is None
+    assert found.model.init_args.vlm.init_args.decoder.init_args.config["head_dim"] is None
+    assert found.model.init_args.vlm.init_args.decoder.init_args.config["hidden_size"] == 32
+
+
+def test_later_files_win_and_order_counts(project):
+    Path("more.yaml").write_text("trainer: {max_steps: 7}\ndata: {init_args: {batch_rows: 5}}\n")
+    assert settings(project, "--config", "more.yaml").trainer.max_steps == 7
+    assert settings(project, "--config", "more.yaml").data.init_args.batch_rows == 5
+    assert settings(project, "--config", "more.yaml", "--trainer.max_steps=9").trainer.max_steps == 9
+    assert settings(project, "--trainer.max_steps=9", "--config", "more.yaml").trainer.max_steps == 7
+
+
+def test_fragments_are_found_by_name(project):
+    found = settings(project, "--config", "fragments/samples.yaml", "--config", "fragments/cpu_debug.yaml")
+    assert found.trainer.max_steps == 5
+    assert found.trainer.callbacks[0].class_path.endswith("SampleTable")
+    assert settings(project, "--config", "fragments/wandb.yaml").trainer.logger.class_path.endswith("WandbLogger")
+
+
+def test_local_file_goes_before_packaged_one(project):
+    Path("fragments").mkdir()
+    Path("fragments/cpu_debug.yaml").write_text("trainer: {max_steps: 8}\n")
+    assert settings(project, "--config", "fragments/cpu_debug.yaml").trainer.max_steps == 8
+
+
+def test_stage_schedule_and_data_can_be_replaced_by_name(project):
+    found = settings(
+        project,
+        "--model=PretrainStage",
+        "--data=PretrainDataModule",
+        "--model.schedule.total_steps=null",
+        "--model.schedule=Constant",
+        "--model.schedule.warmup_steps=3",
+    )
+    assert found.model.class_path.endswith("PretrainStage")
+    assert found.data.class_path.endswith("PretrainDataModule")
+    assert found.model.init_args.schedule.init_args.warmup_steps == 3
+
+
+def test_init_from_adds_up_on_the_command_line(project):
+    Path("more.yaml").write_text("init_from: x.ckpt\n")
+    assert settings(project, "--init_from=a", "--init_from", "b").init_from == ["a", "b"]
+    assert settings(project, "--config", "more.yaml").init_from == "x.ckpt"
+    assert settings(project, "--config", "more.yaml", "--init_from=a").init_from == ["a"]
+
+
+def test_print_config_can_be_given_back(project, capsys):
+    assert fit(project, "--model.projector.hidden_dim=48", "--print_config") == 0
+    printed = capsys.readouterr().out
+    Path("again.yaml").write_text(printed)
+    assert main(["--config", "again.yaml", "--print_config"]) == 0
+    assert capsys.readouterr().out == printed
+    assert "hidden_dim: 48" in printed
+
+
+# ---------------------------------------------------------------- mistakes in overrides
+@pytest.mark.parametrize(
+    ("argument", "said"),
+    [
+        (
+            "--model.projector.hiden_dim=3",
+            "model.vlm.projector.hiden_dim: unknown key of MLPProjector; did you mean hidden_dim?",
+        ),
+        ("--modl.x=1", "modl: unknown key; did you mean model?"),
+        ("--trainer.max_step=3", "trainer.max_step: unknown key of Trainer; did you mean max_steps?"),
+        ("--trainer.max_steps=abc", "trainer.max_steps: 'abc' is not an integer"),
+        ("--trainer.max_steps=null", "trainer.max_steps: is null; give an integer"),
+        ("--trainer.precision=7", "trainer.precision: 7 is not 64 or 32 or 16"),
+        ("--data.batch_rows=many", "data.batch_rows: 'many' is not an integer"),
+        ("--data.batch_rows=-4", "data.batch_rows: -4 is below 1"),
+        ("--data.num_workers=-1", "data.num_workers: -1 is below 0"),
+        ("--data.max_tiles=0", "data.max_tiles: 0 is below 1"),
+        ("--data.sources=[{path: x, weight: -1}]", "data.sources[0].path: x does not exist; "),
+        ("--data.sources=[{pth: x}]", "data.sources[0].pth: unknown key of SourceSpec; did you mean path?"),
+        ("--data.tokenizer=runs/nothing", "data.tokenizer: folder runs/nothing does not exist; "),
+        ("--model.optimizer.lr=.nan", "model.optimizer.lr: nan is not a number >= 0"),
+        ("--model.optimizer.lr=-1", "model.optimizer.lr: -1.0 is not a number >= 0"),
+        ("--model.clip_norm=-1", "model.clip_norm: -1.0 is negative"),
+        (
+            "--model.optimizer.groups=[{match: vlm.visio.*}]",
+            "model.optimizer.groups: 'vlm.visio.*' matches no parameter",
+        ),
+        ("--model.frozen=[vlm.visio.*]", "model.frozen: 'vlm.visio.*' matches no parameter"),
+        (
+            "--model.projector=MLPProjecto",
+            "model.vlm.projector: there is no Projector called 'MLPProjecto'; did you mean MLPProjector?",
+        ),
+        ("--model.vision=MLPProjector", "model.vlm.vision: MLPProjector is a Projector, not a VisionEncoder; "),
+        ("--model.vision=bluelm_lightning.components.MLPProjector", "is a Projector, not a VisionEncoder; "),
+        (
+            "--model.projector=my_package.Projector",
+            "model.vlm.projector: cannot import my_package.Projector: No module named",
+        ),
+        ("--model.projector=LinearProjector", "model.vlm.projector: LinearProjector takes no hidden_dim ("),
+        (
+            "--model.projector.vision_dim=33",
+            "model.vlm.projector.vision_dim: the projector has vision_dim=33 but the vision tower is 24",
+        ),
+        ("--model.vision.weights=no.safetensors", "model.vlm.vision.weights: file no.safetensors does not exist; "),
+        ("--model.decoder.checkpoint=/no", "model.vlm.decoder.checkpoint: /no does not exist; "),
+        ("--model.vision.shape={a: {class_path: subprocess.Popen}}", "subprocess.Popen is refused"),
+        (
+            "--trainer.callbacks=LearningRateMonito",
+            "trainer.callbacks: there is no Callback called 'LearningRateMonito'; did you mean",
+        ),
+        ("--checkpoint_every_n_steps=0", "--checkpoint_every_n_steps: 0 is not a number of steps"),
+        ("--ckpt_path=no.ckpt", "--ckpt_path: no.ckpt does not exist; "),
+        ("--ckpt_path=last", "--ckpt_path: no checkpoints/last.ckpt in runs/stage-*; "),
+        ("--init_from=no.ckpt", "--init_from: no.ckpt does not exist; "),
+        ("--init_from=vision=no.ckpt", "--init_from: no.ckpt does not exist; "),
+        ("--model.projector.hidden_dim", "--model.projector.hidden_dim: has no value; write it as --KEY=VALUE"),
+        ("foo", "foo: is no option; "),
+    ],
+)
+def test_wrong_override(project, capsys, argument, said):
+    line = refused(capsys, "--config", str(project / "stage.yaml"), argument)
+    assert said in line
+    assert len(line) < 500
+
+
+# ---------------------------------------------------------------- mistakes in files
+def wrong_file(project, change) -> str:
+    content = stage(project)
+    change(content)
+    Path("wrong.yaml").write_text(yaml.safe_dump(content))
+    return "wrong.yaml"
+
+
+def parts(content):
+    return content["model"]["init_args"]["vlm"]["init_args"]
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (
+            lambda c: parts(c)["projector"]["init_args"].update(hiden_dim=3),
+            "model.vlm.projector.hiden_dim: unknown key of MLPProjector; did you mean hidden_dim? (in wrong.yaml)",
+        ),
+        (
+            lambda c: parts(c).update(projecter=parts(c).pop("projector")),
+            "model.vlm.projecter: unknown key of VisionLanguageModel; did you mean projector?",
+        ),
+        (
+            lambda c: parts(c)["projector"].update(init_arg={}),
+            "model.vlm.projector.init_arg: unknown key; did you mean init_args?",
+        ),
+        (
+            lambda c: parts(c)["projector"]["init_args"].pop("vision_dim"),
+            "model.vlm.projector.vision_dim: is missing; MLPProjector needs it",
+        ),
+        (
+            lambda c: parts(c)["projector"].update(class_path="CausalDecoder"),
+            "model.vlm.projector: CausalDecoder is a Decoder, not a Projector",
+        ),
+        (
+            lambda c: c["model"].update(class_path="SFTStag"),
+            "model: there is no Stage called 'SFTStag'; did you mean SFTStage?",
+        ),
+        (
+            lambda c: c["model"]["init_args"]["optimizer"]["init_args"].update(lr="fast"),
+            "model.optimizer.lr: 'fast' is not a number",
+        ),
+        (
+            lambda c: c["model"]["init_args"].update(schedul=None),
+            "model.schedul: unknown key of SFTStage; did you mean schedule?",
+        ),
+        (lambda c: c["data"]["init_args"].pop("tokenizer"), "data.tokenizer: is missing; SFTDataModule needs it"),
+        (lambda c: c.pop("data"), "data: is missing; "),
+        (lambda c: c.update(trainr=c.pop("trainer")), "trainr: unknown key; did you mean trainer?"),
+        (lambda c: c.update(init_from=3), "--init_from: 3 is not a path or a list of paths"),
+    ],
+)
+def test_wrong_file(project, capsys, change, said):
+    assert said in refused(capsys, "--config", wrong_file(project, change))
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        (
+            "trainer:\n  max_steps: 3\n  max_steps: 4\n",
+            "max_steps: stands twice in bad.yaml, lines 2 and 3; delete one",
+        ),
+        ("trainer:\n  max_steps: 3\n max_epochs\n", "--config: bad.yaml is no YAML: line 3: "),
+        ("- 3\n", "--config: bad.yaml holds [3], not keys and values"),
+        ("", "--config: bad.yaml holds None, not keys and values"),
+    ],
+)
+def test_bad_yaml(capsys, text, said):
+    Path("bad.yaml").write_text(text)
+    assert said in refused(capsys, "--config", "bad.yaml")
+
+
+def test_missing_config_lists_the_packaged_ones(capsys):
+    assert "--config: nope.yaml does not exist; give a file or one of 3b/align.yaml, " in refused(
+        capsys, "--config", "nope.yaml"
+    )
+    assert refused(capsys, "--config", "3b/stf.yaml").endswith("did you mean 3b/sft.yaml?")
+    assert "--config: is missing; " in refused(capsys)
+
+
+def test_later_file_that_drops_arguments(project, capsys):
+    Path("later.yaml").write_text("model: {init_args: {schedule: {class_path: Constant}}}\n")
+    line = refused(capsys, "--config", str(project / "stage.yaml"), "--config", "later.yaml")
+    assert line.startswith("model.schedule: Constant takes no total_steps (")
+    assert "stage.yaml)" in line
+    Path("later.yaml").write_text("model: {class_path: SFTStage, init_args: {clip_norm: 3}}\n")
+    assert settings(project, "--config", "later.yaml").model.init_args.clip_norm == 3, "the same class drops nothing"
+
+
+def test_shards_that_are_none(project, capsys):
+    Path("empty").mkdir()
+    line = refused(capsys, "--config", str(project / "stage.yaml"), "--data.val_sources=[{path: empty}]")
+    assert line.startswith("data.val_sources[0].path: empty holds no .tar; ")
+
+
+def test_constructor_errors_of_others_name_their_part(project, capsys):
+    line = refused(capsys, "--config", str(project / "stage.yaml"), "--trainer.max_epochs=-5")
+    assert line.startswith("trainer: MisconfigurationException: ")
+
+
+# ---------------------------------------------------------------- the process
+def run(*command, **options):
+    env = {**os.environ, "OMP_NUM_THREADS": "1"}
+    return subprocess.run(command, capture_output=True, text=True, timeout=120, env=env, **options)
+
+
+def test_process_exits_2_with_one_line(project):
+    done = run(
+        Path(sys.executable).with_name("bluelm-fit"), "--config", str(project / "stage.yaml"), "--trainer.max_step=3"
+    )
+    assert done.returncode == 2
+    assert done.stderr.strip() == "bluelm-fit: error: trainer.max_step: unknown key of Trainer; did you mean max_steps?"
+    assert done.stdout == ""
+
+
+def test_cheap_paths_import_nothing_heavy():
+    code = """import sys
+from bluelm_lightning.cli.fit import main
+for argv in (["--version"], ["--help"], ["--config", "nope.yaml"]):
+    main(argv)
+heavy = {"torch", "lightning", "transformers", "jsonargparse"} & set(sys.modules)
+sys.exit(f"imported {heavy}" if heavy else 0)"""
+    done = run(sys.executable, "-c", code)
+    assert done.returncode == 0, done.stderr
+    assert "bluelm-fit 0." in done.stdout
+    assert "--init_from PATH" in done.stdout
+
+
+def test_package_imports_in_a_moment():
+    code = "import time; t = time.perf_counter(); import bluelm_lightning; print(time.perf_counter() - t)"
+    assert min(float(run(sys.executable, "-c", code).stdout) for _ in range(3)) < 0.3
