@@ -13,6 +13,8 @@ from bluelm_lightning.cli.app import FitCLI
 from bluelm_lightning.cli.arguments import split_arguments
 from bluelm_lightning.cli.fit import main
 from bluelm_lightning.cli.layers import Layers
+from bluelm_lightning.cli.run_folder import RunFolder
+from bluelm_lightning.errors import ConfigError
 
 
 @pytest.fixture(scope="module")
@@ -66,9 +68,8 @@ def test_null_overrides(project):
 
 def test_later_files_win_and_order_counts(project):
     Path("more.yaml").write_text("trainer: {max_steps: 7}\ndata: {init_args: {batch_rows: 5}}\n")
-    assert settings(project, "--config", "more.yaml").trainer.max_steps == 7
-    assert settings(project, "--config", "more.yaml").data.init_args.batch_rows == 5
-    assert settings(project, "--config", "more.yaml", "--trainer.max_steps=9").trainer.max_steps == 9
+    found = settings(project, "--config", "more.yaml", "--trainer.max_steps=9")
+    assert (found.trainer.max_steps, found.data.init_args.batch_rows) == (9, 5)
     assert settings(project, "--trainer.max_steps=9", "--config", "more.yaml").trainer.max_steps == 7
 
 
@@ -83,6 +84,16 @@ def test_local_file_goes_before_packaged_one(project):
     Path("fragments").mkdir()
     Path("fragments/cpu_debug.yaml").write_text("trainer: {max_steps: 8}\n")
     assert settings(project, "--config", "fragments/cpu_debug.yaml").trainer.max_steps == 8
+
+
+@pytest.mark.parametrize("how", ["file", "override"])
+def test_a_list_replaces_a_list(project, how):
+    """jsonargparse alone would keep the weights of the first list where the second has as many items."""
+    sources = "[{path: x}, {path: y, thinking_share: 0.5}]"
+    Path("more.yaml").write_text(f"data: {{init_args: {{sources: {sources}}}}}\n")
+    given = ["--config", "more.yaml"] if how == "file" else [f"--data.sources={sources}"]
+    found = settings(project, *given).data.init_args.sources
+    assert [(spec.path, spec.weight, spec.thinking_share) for spec in found] == [("x", None, None), ("y", None, 0.5)]
 
 
 def test_stage_schedule_and_data_can_be_replaced_by_name(project):
@@ -101,9 +112,10 @@ def test_stage_schedule_and_data_can_be_replaced_by_name(project):
 
 def test_init_from_adds_up_on_the_command_line(project):
     Path("more.yaml").write_text("init_from: x.ckpt\n")
-    assert settings(project, "--init_from=a", "--init_from", "b").init_from == ["a", "b"]
-    assert settings(project, "--config", "more.yaml").init_from == "x.ckpt"
-    assert settings(project, "--config", "more.yaml", "--init_from=a").init_from == ["a"]
+    assert settings(project, "--config", "more.yaml", "--init_from=a", "--init_from", "b").init_from == ["a", "b"]
+    for argument, wanted in ((), "x.ckpt"), (("--init_from=a",), ["a"]), (("--init_from=null",), []):
+        layers = Layers(split_arguments(["--config", "more.yaml", *argument]))
+        assert layers.values["init_from"] == wanted
 
 
 def test_print_config_can_be_given_back(project, capsys):
@@ -165,6 +177,7 @@ def test_print_config_can_be_given_back(project, capsys):
             "--trainer.callbacks=LearningRateMonito",
             "trainer.callbacks: there is no Callback called 'LearningRateMonito'; did you mean",
         ),
+        ("--trainer.default_root_dir=x", "trainer.default_root_dir: is the run folder here; give --run_dir instead"),
         ("--checkpoint_every_n_steps=0", "--checkpoint_every_n_steps: 0 is not a number of steps"),
         ("--ckpt_path=no.ckpt", "--ckpt_path: no.ckpt does not exist; "),
         ("--ckpt_path=last", "--ckpt_path: no checkpoints/last.ckpt in runs/stage-*; "),
@@ -229,6 +242,7 @@ def parts(content):
         ),
         (lambda c: c["data"]["init_args"].pop("tokenizer"), "data.tokenizer: is missing; SFTDataModule needs it"),
         (lambda c: c.pop("data"), "data: is missing; "),
+        (lambda c: c["model"].update(clip_norm=3), "model.clip_norm: unknown key; put it under init_args"),
         (lambda c: c.update(trainr=c.pop("trainer")), "trainr: unknown key; did you mean trainer?"),
         (lambda c: c.update(init_from=3), "--init_from: 3 is not a path or a list of paths"),
     ],
@@ -271,6 +285,12 @@ def test_later_file_that_drops_arguments(project, capsys):
     assert settings(project, "--config", "later.yaml").model.init_args.clip_norm == 3, "the same class drops nothing"
 
 
+def test_changes_of_loggers_are_seen_too(project, capsys):
+    given = ["--config", str(project / "stage.yaml"), "--config", "fragments/wandb.yaml"]
+    line = refused(capsys, *given, "--trainer.logger=TensorBoardLogger")
+    assert line.startswith("trainer.logger: TensorBoardLogger takes no project (fragments/wandb.yaml)")
+
+
 def test_shards_that_are_none(project, capsys):
     Path("empty").mkdir()
     line = refused(capsys, "--config", str(project / "stage.yaml"), "--data.val_sources=[{path: empty}]")
@@ -283,6 +303,17 @@ def test_constructor_errors_of_others_name_their_part(project, capsys):
 
 
 # ---------------------------------------------------------------- the process
+def test_processes_started_together_must_be_told_the_folder(monkeypatch, tmp_path):
+    for name, value in {"RANK": "1", "LOCAL_RANK": "1", "WORLD_SIZE": "2"}.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.delenv("BLUELM_RUN_DIR", raising=False)
+    with pytest.raises(ConfigError, match="--run_dir: is missing; 2 processes must agree"):
+        RunFolder(None, None, ["stage.yaml"])
+    assert RunFolder("here", None, ["stage.yaml"]).path == tmp_path / "here"
+    monkeypatch.setenv("BLUELM_RUN_DIR", str(tmp_path / "there"))  # Lightning started this process
+    assert RunFolder(None, None, ["stage.yaml"]).path == tmp_path / "there"
+
+
 def run(*command, **options):
     env = {**os.environ, "OMP_NUM_THREADS": "1"}
     return subprocess.run(command, capture_output=True, text=True, timeout=120, env=env, **options)

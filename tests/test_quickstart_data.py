@@ -75,7 +75,7 @@ def test_more_digits_than_a_picture_holds_is_an_error():
 
 def test_digit_pictures_are_larger_than_a_tile_and_digits_lie_apart_in_reading_order():
     shapes = {_pixels(s.images[0]).shape for s in digits.digit_sums("train", 200)}
-    assert shapes == {(64, 128, 3), (128, 64, 3), (64, 192, 3), (192, 64, 3), (128, 128, 3)}
+    assert shapes == {(64, 128, 3), (128, 64, 3), (128, 128, 3)}
     for seed in range(500):
         height, width, boxes = digit_pictures._boxes(np.random.default_rng(seed), 1 + seed % 8, digit_pictures.CANVASES)
         assert boxes.min() >= 0
@@ -95,7 +95,8 @@ def test_the_picture_shows_the_digits_that_the_answer_counts():
         assert sample.text == f"<image>{' '.join(map(str, sample.meta['digits']))}"
         assert sample.meta["digits"] == labels[sample.meta["scans"]].tolist()
     ink = digit_pictures.scan_split("test")[2]
-    picture = 255.0 - _pixels(digit_pictures._paint(np.random.default_rng(7), "test", np.arange(4), digit_pictures.CANVASES))[:, :, 0]
+    painted = digit_pictures._paint(np.random.default_rng(7), "test", np.arange(4), digit_pictures.CANVASES)
+    picture = 255.0 - _pixels(painted)[:, :, 0]
     boxes = digit_pictures._boxes(np.random.default_rng(7), 4, digit_pictures.CANVASES)[2]
     for scan, (top, left, size) in zip(ink, boxes):
         patch = Image.fromarray(picture[top : top + size, left : left + size]).resize((8, 8), Image.Resampling.BOX)

@@ -98,3 +98,10 @@ def random_doc(length: int, tiles: int = 0, seed: int = 0, labelled: float = 1.0
 def worst(mine: torch.Tensor, wanted: torch.Tensor, floor: float = 0.0) -> float:
     """Largest difference over the largest wanted value (at least ``floor``): what tolerances in the tests bound."""
     return float((mine - wanted).detach().abs().max() / max(float(wanted.detach().abs().max()), floor))
+
+
+def gradients_of_squares(part: torch.nn.Module, *inputs) -> dict[str, torch.Tensor]:
+    """Gradients of the sum of squares of what ``part`` gives."""
+    part.zero_grad()
+    part(*inputs).square().sum().backward()
+    return {name: p.grad.clone() for name, p in part.named_parameters() if p.grad is not None}

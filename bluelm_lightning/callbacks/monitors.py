@@ -73,9 +73,11 @@ def components(root: L.LightningModule) -> dict[str, list[nn.Parameter]]:
 
 def l2_norm(tensors: list[Tensor]) -> Tensor:
     """Norm of all values together, float32[]; of whole tensors also where each process holds a shard."""
-    norms = torch._foreach_norm(tensors, 2, dtype=torch.float32)
-    total = torch.linalg.vector_norm(torch.stack(list(norms)))
-    return total.full_tensor() if hasattr(total, "full_tensor") else total  # DTensor
+    sharded = any(hasattr(tensor, "full_tensor") for tensor in tensors)
+    # DTensor has no rule for this call with a dtype (torch 2.15): there the norm of a bf16 tensor is rounded to bf16
+    norms = torch._foreach_norm(tensors, 2, **({} if sharded else {"dtype": torch.float32}))
+    total = torch.linalg.vector_norm(torch.stack([norm.float() for norm in norms]))
+    return total.full_tensor() if sharded else total
 
 
 class StopOnNaN(L.Callback):

@@ -70,6 +70,7 @@ class FitCLI(LightningCLI):
                 trainer_defaults={"enable_model_summary": False, "use_distributed_sampler": False},
             )
         except ParseError as error:
+            check_changes(layers, self._hints())
             raise explain(layers, self._hints(), str(error)) from error
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:

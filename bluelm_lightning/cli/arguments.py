@@ -31,7 +31,6 @@ A run folder holds config.yaml, lineage.json, metrics.csv and checkpoints/. BLUE
 """
 
 SWITCHES = {"summary", "print_config", "version", "help", "help_keys"}  # flags that need no value
-OWN = {"run_dir", "ckpt_path", "init_from", "summary", "checkpoint_every_n_steps"}  # keys that are not Lightning's
 
 
 class Argument(NamedTuple):

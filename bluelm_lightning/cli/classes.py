@@ -32,7 +32,8 @@ def check_module(class_path: str, key: str) -> None:
 def subclasses(base: type) -> Iterator[type]:
     """``base`` and everything imported that derives from it."""
     yield base
-    for child in type.__subclasses__(base):
+    children: list[type] = type.__subclasses__(base)
+    for child in children:
         yield from subclasses(child)
 
 

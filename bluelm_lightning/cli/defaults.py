@@ -45,8 +45,7 @@ class RunCheckpoint(ModelCheckpoint):
     """``last.ckpt`` and nothing that grows: every N optimizer steps, else after an epoch, and always at the end."""
 
     def __init__(self, dirpath: str | Path, every_n_steps: int | None = None) -> None:
-        options = {"filename": "last", "save_top_k": 1, "enable_version_counter": False}
-        super().__init__(dirpath=dirpath, every_n_train_steps=every_n_steps, **options)
+        super().__init__(dirpath, "last", every_n_train_steps=every_n_steps, enable_version_counter=False)
 
     @property
     def state_key(self) -> str:  # Lightning's holds N: a continued run may save more often

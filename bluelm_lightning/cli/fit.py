@@ -33,6 +33,9 @@ def main(argv: Sequence[str] | None = None) -> int:
             raise
         print(f"bluelm-fit: error: {_one_line(error)}", file=sys.stderr)
         return 2
+    except BrokenPipeError:  # bluelm-fit --help | head
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
     except KeyboardInterrupt:
         print("bluelm-fit: stopped", file=sys.stderr)
         return 130

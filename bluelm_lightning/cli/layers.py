@@ -11,13 +11,11 @@ import json
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-import yaml
-
 from bluelm_lightning.cli.arguments import SWITCHES, Argument
-from bluelm_lightning.cli.config_files import find_config, parse_yaml, read_config
+from bluelm_lightning.cli.config_files import find_config, read_config
+from bluelm_lightning.cli.specs import SPEC_KEYS, as_spec, is_spec, nest, read_value
 
 COMMAND_LINE = "the command line"
-_SPEC_KEYS = {"class_path", "init_args", "dict_kwargs"}
 
 
 class Change(NamedTuple):
@@ -45,6 +43,7 @@ class Layers:
         self.changes: list[Change] = []
         self.tokens: list[str] = []
         self.configs: list[str] = []
+        self._replaced_lists: list[str] = []
         for argument in arguments:
             if argument.key == "config":
                 self._add_file(str(argument.text))
@@ -60,8 +59,8 @@ class Layers:
     def _add_file(self, name: str) -> None:
         path = find_config(name)
         self.configs.append(name)
-        self.tokens.append(f"--config={path}")
         self._merge_into(read_config(path), name)
+        self._add_tokens(f"--config={path}")
 
     def _add_override(self, argument: Argument) -> None:
         if argument.key == "summary":
@@ -69,18 +68,25 @@ class Layers:
         if argument.key in SWITCHES - {"summary"} or argument.key.endswith(".help"):
             self.tokens.append("--help" if argument.key == "help_keys" else argument.token)
             return
-        value = _value(str(argument.text))
+        value = read_value(str(argument.text))
         if argument.key == "init_from":
-            return self._add_init_from(value if isinstance(value, list) else [str(argument.text)])
-        nested = _nest(self.values, argument.parts, value, argument.key.endswith("+"))
+            return self._add_init_from([] if value is None else value if isinstance(value, list) else [argument.text])
+        nested = nest(self.values, argument.parts, value, argument.key.endswith("+"))
         # jsonargparse takes null inside a class in a config only
         in_config = value is None and nested is not None and argument.parts[0] in ("model", "data")
-        self.tokens.append(f"--config={json.dumps(nested)}" if in_config else argument.token)
         if nested is not None:
             self._merge_into(nested, COMMAND_LINE)
+        self._add_tokens(f"--config={json.dumps(nested)}" if in_config else argument.token)
 
-    def _add_init_from(self, paths: list[str]) -> None:
-        """Repeated on the command line it adds up; what a file says is replaced."""
+    def _add_tokens(self, token: str) -> None:
+        """Lists first: jsonargparse would fill a list's items from the items of an earlier list of the same length."""
+        for key in self._replaced_lists:
+            self.tokens.append(f"--config={json.dumps(nest(self.values, key.split('.'), None, False))}")
+        self._replaced_lists.clear()
+        self.tokens.append(token)
+
+    def _add_init_from(self, paths: list[Any]) -> None:
+        """Repeated on the command line it adds up; what a file says is replaced, by nothing with null."""
         before = self.values["init_from"] if self.origins.get("init_from") == COMMAND_LINE else []
         self._merge_into({"init_from": [*before, *paths]}, COMMAND_LINE)
         self.tokens.append(f"--init_from={json.dumps(self.values['init_from'])}")
@@ -91,10 +97,12 @@ class Layers:
             self.values[name] = self._merge(self.values.get(name), value, name, layer, key.endswith("+"))
 
     def _merge(self, old: Any, new: Any, key: str, layer: str, append: bool = False) -> Any:
-        old, new = _as_spec(old, new), _as_spec(new, old)
+        old, new = as_spec(old, new), as_spec(new, old)
         if append and isinstance(old, list):
             return old + (new if isinstance(new, list) else [new])
-        if not isinstance(new, dict) or not (_is_spec(new) or key.count(".") == 0):
+        if isinstance(old, list) and any(isinstance(item, dict) for item in old) and new is not None:
+            self._replaced_lists.append(key)
+        if not isinstance(new, dict) or not (is_spec(new) or key.count(".") == 0):
             self.origins[key] = layer
             return new
         if "class_path" in new:
@@ -106,7 +114,7 @@ class Layers:
             if name == "init_args" and isinstance(value, dict):
                 old[name] = self._merge_arguments(old.get(name), value, key, layer)
             else:
-                inner = key if name in _SPEC_KEYS else f"{key}.{name}"
+                inner = key if name in SPEC_KEYS else f"{key}.{name}"
                 plain = name.removesuffix("+")
                 old[plain] = self._merge(old.get(plain), value, inner.removesuffix("+"), layer, name.endswith("+"))
         return old
@@ -122,39 +130,3 @@ class Layers:
         inherited = {name: value for name, value in given.items() if name not in replaced}
         self.changes.append(Change(key, str(old["class_path"]), str(new["class_path"]), inherited))
         return old | {"init_args": given}
-
-
-def _is_spec(node: Any) -> bool:
-    return isinstance(node, dict) and ("class_path" in node or "init_args" in node)
-
-
-def _as_spec(node: Any, other: Any) -> Any:
-    """A class named by a string alone, where the other side shows that it is a class."""
-    return {"class_path": node} if isinstance(node, str) and _is_spec(other) else node
-
-
-def _value(text: str) -> Any:
-    try:
-        return parse_yaml(text)
-    except yaml.YAMLError:
-        return text
-
-
-def _nest(node: Any, parts: list[str], value: Any, append: bool, in_class: bool = False) -> dict[str, Any] | None:
-    """``[data, batch_rows]`` -> ``{data: {init_args: {batch_rows: value}}}``; None inside a list.
-
-    A mapping that is an argument, such as ``decoder.config``, is replaced as a whole, so it is returned as a whole.
-    """
-    head, rest = parts[0], parts[1:]
-    spec = isinstance(node, str) or (_is_spec(node) and head not in _SPEC_KEYS)
-    inside = (node.get("init_args") or {}) if spec and isinstance(node, dict) else node
-    child = inside.get(head) if isinstance(inside, dict) else None
-    if isinstance(child, list) and rest:
-        return None
-    inner = _nest(child, rest, value, append, in_class or spec or head == "init_args") if rest else value
-    if rest and inner is None:
-        return None
-    nested = {head + "+" * (append and not rest): inner}
-    if spec:
-        return {"init_args": nested}
-    return {**inside, **nested} if in_class and isinstance(inside, dict) and not _is_spec(inside) else nested

@@ -15,6 +15,7 @@ def quiet() -> None:
         logging.getLogger(name).addFilter(_wanted)
     warnings.filterwarnings("ignore", message=r".*isinstance\(treespec, LeafSpec\)")
     warnings.filterwarnings("ignore", message="Checkpoint directory .* exists and is not empty")  # a continued run's
+    warnings.filterwarnings("ignore", message="The dirpath has changed from")  # --ckpt_path with a --run_dir of its own
     warnings.filterwarnings("ignore", message="Total length of `list` across ranks is zero")  # no validation data
     warnings.filterwarnings("ignore", message="LightningCLI's args parameter is intended")
 

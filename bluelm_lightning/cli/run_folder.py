@@ -10,7 +10,7 @@ import csv
 import os
 import re
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -59,8 +59,9 @@ class RunFolder:
 
     def release(self) -> None:
         """Remove the folder if nothing was written: a mistake found late leaves no trace, and the name is free."""
-        with contextlib.suppress(OSError):
-            self.path.rmdir()
+        if _is_first_process():
+            with contextlib.suppress(OSError):
+                self.path.rmdir()
 
     def next_file(self, name: str) -> Path:
         """``config.yaml``, then ``config-2.yaml``, ..."""
@@ -82,8 +83,9 @@ def _stem(config_names: Sequence[str]) -> str:
 def _default(stem: str) -> Path:
     if shared := not _is_first_process() and os.environ.get(_SHARED):
         return Path(shared)
-    if int(os.environ.get("WORLD_SIZE", 1)) > 1 and "LOCAL_RANK" in os.environ:
-        raise ConfigError("is needed with torchrun, so that all processes agree on the folder; give one", "--run_dir")
+    processes = max(int(os.environ.get(name, 1)) for name in ("WORLD_SIZE", "SLURM_NTASKS"))
+    if processes > 1 and any(name in os.environ for name in _RANK_VARIABLES):  # torchrun or srun started them all
+        raise ConfigError(f"is missing; {processes} processes must agree on the folder, so give one", "--run_dir")
     base = Path("runs") / f"{stem}-{time.strftime('%Y%m%d-%H%M%S')}"
     names = [base, *(base.with_name(f"{base.name}-{number}") for number in range(2, 100))]
     return next(path for path in names if not path.exists())
@@ -97,7 +99,8 @@ def _find_checkpoint(ckpt_path: str, run_dir: str | None, stem: str) -> Path:
     if ckpt_path != "last":
         path = Path(ckpt_path).expanduser()
         if not path.is_file():
-            raise ConfigError(f"{ckpt_path} does not exist; give a .ckpt file, or `last`", "--ckpt_path")
+            what = "is a folder" if path.is_dir() else "does not exist"
+            raise ConfigError(f"{ckpt_path} {what}; give a .ckpt file, or `last`", "--ckpt_path")
         return path
     runs = [Path(run_dir).expanduser()] if run_dir else sorted(Path("runs").glob(f"{stem}-*"))
     found = [path for run in runs if (path := run / "checkpoints" / "last.ckpt").is_file()]
@@ -108,11 +111,11 @@ def _find_checkpoint(ckpt_path: str, run_dir: str | None, stem: str) -> Path:
     return max(found, key=lambda path: path.stat().st_mtime)
 
 
-def continue_metrics(path: Path, step: int) -> tuple[list[str], list[Mapping[str, Any]]]:
+def continue_metrics(path: Path, step: int) -> tuple[list[str], list[dict[str, Any]]]:
     """Header and rows of a metrics.csv up to a checkpoint: what was logged after it will be logged again."""
     if not path.is_file():
         return [], []
     with path.open(newline="", encoding="utf-8") as file:
         reader = csv.DictReader(file)
-        rows = [row for row in reader if (row.get("step") or "").isdigit() and int(row["step"]) < step]
+        rows = [dict(row) for row in reader if (row.get("step") or "").isdigit() and int(row["step"]) < step]
         return list(reader.fieldnames or []), rows

@@ -96,7 +96,7 @@ def _has_account() -> bool:
 def start_loggers(loggers: list[Logger], settings: dict[str, Any]) -> None:
     """Open W&B runs now, and offline where the server does not answer: tracking must not stop a run."""
     for logger in loggers:
-        if isinstance(logger, WandbLogger) and rank_zero_only.rank == 0:
+        if isinstance(logger, WandbLogger) and rank_zero_only.rank == 0:  # type: ignore[attr-defined]
             os.environ.setdefault("WANDB_INIT_TIMEOUT", str(_INIT_SECONDS))
             try:
                 logger.experiment  # noqa: B018 - opens the run

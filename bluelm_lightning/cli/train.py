@@ -30,6 +30,8 @@ from bluelm_lightning.errors import ConfigError
 def train(cli: FitCLI, options: Options, folder: RunFolder, command: Sequence[str]) -> int:
     """Build and fit. Returns the exit code."""
     check_paths(cli.config)
+    if cli.config.trainer.get("default_root_dir"):
+        raise ConfigError("is the run folder here; give --run_dir instead", "trainer.default_root_dir")
     cli.rehearse()
     saved = _read_checkpoint(folder.ckpt_path)
     _check_hand_over(cli, options)
@@ -50,7 +52,7 @@ def _build(cli: FitCLI, options: Options, folder: RunFolder, saved: dict[str, An
     step = int(saved.get("global_step", 0))
     records = _records(options, folder, settings, command)
     cli.build(lambda trainer: _trainer_arguments(trainer, options, folder, step, records))
-    if cli.rehearsed_optimizer is None and saved:
+    if cli.rehearsed_optimizer is None and saved:  # a part that cannot be built on the meta device
         _check_resume(cli, saved, cli.model.configure_optimizers())
     loaded = [row for path, names in options.init_from for row in init_from(cli.model.vlm, path, names)]
     start_loggers(cli.trainer.loggers, yaml.safe_load(settings))
@@ -69,7 +71,7 @@ def _fit(cli: FitCLI, folder: RunFolder) -> int:
             return 130
         raise
     last = folder.checkpoints / "last.ckpt"
-    if rank_zero_only.rank == 0 and last.is_file():
+    if cli.trainer.is_global_zero and last.is_file():
         print(f"done; for the next stage: --init_from {os.path.relpath(last)}")
     return 0
 

@@ -4,9 +4,10 @@
     [|Human|]:<im_start><image><im_end>What is the sum?[|BlueThink|]
     [|AI|]:<think>3+5=8</think>8</s>
 
-Source: the family's template ([|Human|]:, [|AI|]:, <im_start><image><im_end>, </s>) and the [|BlueThink|] switch are the
-report's; that the switch stands at the end of the human turn, and that its absence means no thinking and no empty
-<think></think>, are our choice. Loss falls on what the model writes: from the first token after ``[|AI|]:`` to ``</s>``.
+Source: the family's template ([|Human|]:, [|AI|]:, <im_start><image><im_end>, </s>) and the [|BlueThink|] switch are
+the report's; that the switch stands at the end of the human turn, and that its absence means no thinking and no empty
+<think></think>, are our choice. Loss falls on what the model writes: from the first token after ``[|AI|]:`` to
+``</s>``.
 """
 
 from __future__ import annotations
@@ -29,8 +30,8 @@ _MARKERS = {"system": SYSTEM, "user": HUMAN, "assistant": AI}
 class Piece(NamedTuple):
     """A stretch of the rendered sample.
 
-    ``kind`` is ``special`` (``text`` is one special token), ``image`` (the tiles of the next picture) or ``text`` (plain
-    text: special tokens spelled out in it stay plain text, so that nobody can forge a turn).
+    ``kind`` is ``special`` (``text`` is one special token), ``image`` (the tiles of the next picture) or ``text``
+    (plain text: special tokens spelled out in it stay plain text, so that nobody can forge a turn).
     """
 
     kind: str
@@ -49,7 +50,8 @@ def render(sample: Sample) -> Iterator[Piece]:
         yield Piece("special", END, True)
         return
     if not sample.messages or sample.messages[-1]["role"] != "assistant":
-        raise DataError("a training conversation ends with an assistant turn; this one does not", sample.where or sample.id)
+        reason = "a training conversation ends with an assistant turn; this one does not"
+        raise DataError(reason, sample.where or sample.id)
     yield from _turns(sample.messages, sample)
 
 

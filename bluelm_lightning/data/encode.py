@@ -59,7 +59,8 @@ class Encoder:
             ids += new
             loss += [piece.loss] * len(new)
         if images != len(tiles):
-            raise DataError(f"{images} <image> placeholders but {len(tiles)} pictures; add or remove placeholders", where)
+            reason = f"{images} <image> placeholders but {len(tiles)} pictures; add or remove placeholders"
+            raise DataError(reason, where)
         return self._record(sample, ids, loss, tiles)
 
     def _record(self, sample: Sample, ids: list[int], loss: list[bool], tiles: list[torch.Tensor]) -> Encoded:

@@ -31,8 +31,8 @@ def shuffled_order(num: int, blocks: Sequence[int] | None, window: int, seed: tu
 class Mixture:
     """An iterator of :class:`Ref` over several sources at given weights.
 
-    Every draw adds each source's weight to its credit and takes the source with the most: after any number of draws each
-    source's count is within one sample of its share, and the only state is the credits and the counts.
+    Every draw adds each source's weight to its credit and takes the source with the most: after any number of draws
+    each source's count is within one sample of its share, and the only state is the credits and the counts.
 
     Args:
         lengths: samples of each source.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import pairwise
 
 import torch
 
@@ -81,7 +82,7 @@ def pack(rows: Sequence[Sequence[Encoded]], row_tokens: int, pad_id: int, cursor
         positions=positions,
         segments=segments,
         cu_seqlens=torch.tensor(bounds, dtype=torch.int32),
-        max_seqlen=max((b - a for a, b in zip(bounds, bounds[1:])), default=0),
+        max_seqlen=max((b - a for a, b in pairwise(bounds)), default=0),
         tiles=torch.cat(tiles) if tiles else docs[0].tiles if docs else torch.empty(0, 3, 1, 1, dtype=torch.uint8),
         image_positions=torch.cat(image_positions) if docs else torch.empty(0, dtype=torch.long),
         tile_segments=torch.repeat_interleave(

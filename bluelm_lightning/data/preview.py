@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 from bluelm_lightning.types import IGNORE, PackedBatch
@@ -10,7 +11,7 @@ _TRAINED, _PLAIN, _RESET = "\x1b[32m", "\x1b[90m", "\x1b[0m"
 
 
 def preview_batch(batch: PackedBatch, tokenizer: Any, documents: int = 2, color: bool = True) -> str:
-    """The first documents of a batch, decoded. Green tokens carry loss, grey ones do not; runs of image tokens are counted.
+    """The first documents of a batch, decoded. Green tokens carry loss, grey ones do not; image tokens are counted.
 
     Without ``color`` trained stretches stand between ``«`` and ``»``.
     """
@@ -26,12 +27,14 @@ def preview_batch(batch: PackedBatch, tokenizer: Any, documents: int = 2, color:
     return "\n".join(lines)
 
 
-def _stretches(places: list[int], trained: list[bool], ids: list[int], image: set[int], tokenizer: Any, color: bool) -> Any:
+def _stretches(
+    places: list[int], trained: list[bool], ids: list[int], image: set[int], tokenizer: Any, color: bool
+) -> Iterator[str]:
     marks = {True: (_TRAINED, _RESET), False: (_PLAIN, _RESET)} if color else {True: ("«", "»"), False: ("", "")}
     start = 0
     for end in range(1, len(places) + 1):
-        same = end < len(places) and trained[end] == trained[start] and (places[end] in image) == (places[start] in image)
-        if same:
+        kind = trained[start], places[start] in image
+        if end < len(places) and (trained[end], places[end] in image) == kind:
             continue
         stretch = [ids[place] for place in places[start:end]]
         text = f"<image x {len(stretch)}>" if places[start] in image else tokenizer.decode(stretch)

@@ -18,9 +18,9 @@ def load_tokenizer(path: str | Path) -> Any:
     """
     from transformers import AutoTokenizer
 
-    if Path(path).is_absolute() or str(path).startswith((".", "runs/")):
-        if not Path(path).is_dir():
-            raise ConfigError(f"tokenizer folder {path} does not exist; give a folder or a Hugging Face id", "data.tokenizer")
+    local = Path(path).is_absolute() or str(path).startswith((".", "runs/"))
+    if local and not Path(path).is_dir():
+        raise ConfigError(f"folder {path} does not exist; give a folder or a Hugging Face id", "data.tokenizer")
     try:
         tokenizer = AutoTokenizer.from_pretrained(str(path), use_fast=True)
     except (OSError, ValueError) as error:
@@ -50,7 +50,7 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int, folder: str | Path) -
     alphabet = pre_tokenizers.ByteLevel.alphabet()
     smallest = len(alphabet) + len(SPECIAL_TOKENS)
     if vocab_size < smallest:
-        raise ConfigError(f"vocab_size {vocab_size} is below {smallest} (bytes and special tokens); raise it", "vocab_size")
+        raise ConfigError(f"{vocab_size} is below {smallest} (bytes and special tokens); raise it", "vocab_size")
     model = Tokenizer(models.BPE())
     model.pre_tokenizer = pre_tokenizers.Sequence(
         [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)]

@@ -29,7 +29,7 @@ class SourceSpec:
         source: a source of your own by ``class_path``, instead of ``path``.
         name: name in logs; default: the last part of ``path``, or the class of ``source``.
         weight: share of samples, on any scale; default: in proportion to the samples.
-        epochs: passes before it is exhausted; default: without end. Give it to all sources or to none.
+        epochs: passes before it is exhausted and leaves its share to the others; default: without end.
         thinking_share: in which share of the passes a thinking trace is kept; default: always.
     """
 
@@ -69,7 +69,7 @@ class MultimodalDataModule(L.LightningDataModule):
         row_tokens: tokens of a packed row (the sequence length).
         batch_rows: rows of a batch.
         max_tiles: most tiles in a batch; default: no bound.
-        overlong: ``skip`` reports samples that do not fit a row, ``split`` cuts texts without pictures, ``error`` stops.
+        overlong: ``skip`` reports what does not fit a row, ``split`` cuts texts without pictures, ``error`` stops.
         max_grid: pictures are cut into at most ``max_grid x max_grid`` tiles (AnyRes; the report: 4).
         thumbnail: add one tile with the whole picture.
         num_workers: processes that read and encode; any number gives the same batches.

@@ -1,6 +1,6 @@
 """``python -m bluelm_lightning.quickstart``: data, alignment, joint pre-training, SFT in both modes, evaluation.
 
-Everything goes to ``runs/quickstart``; each training stage is an ordinary ``bluelm-fit`` run that you could type yourself.
+Everything goes to ``runs/quickstart``; each training stage is an ordinary ``bluelm-fit`` run that you could type.
 """
 
 from __future__ import annotations
@@ -59,11 +59,11 @@ def _fit(arguments: list[str]) -> int:
 def _evaluate(started: float) -> None:
     from bluelm_lightning.cli.load import load_run
     from bluelm_lightning.evaluation import evaluate
-    from bluelm_lightning.quickstart.prepare import test_sources
+    from bluelm_lightning.quickstart.prepare import held_out_sources
     from bluelm_lightning.quickstart.report import draw_accuracy, draw_answers, print_table, write_summary
 
     stage, data = load_run(ROOT / "sft")
-    samples = [sample for source in test_sources().values() for sample in source]
+    samples = [sample for source in held_out_sources().values() for sample in source]
     results, answers = evaluate(stage.vlm, data.encoder, samples, max_new_tokens=64)
     print_table(results)
     pictured = ["digits_sum", "easy_vqa.yes_no", "easy_vqa.shape", "easy_vqa.color"]

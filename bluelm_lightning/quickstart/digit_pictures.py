@@ -18,7 +18,7 @@ from bluelm_lightning.errors import ConfigError
 
 SPLITS = ("train", "test")
 LAYOUTS = ("row", "column", "block", "scattered")
-CANVASES = ((64, 128), (128, 64), (64, 192), (192, 64), (128, 128))  # height, width; each larger than one 64 px tile
+CANVASES = ((64, 128), (128, 64), (128, 128))  # height, width; each larger than one 64 px tile
 CELL = 32  # pixels; a digit's place, never cut by a 64 px tile
 MAX_DIGITS = 8
 SIZES = (24, 26, 28)  # pixels; below the cell, so digits never overlap

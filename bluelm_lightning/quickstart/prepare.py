@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable, Iterator
+from concurrent.futures import ProcessPoolExecutor
 from itertools import chain, islice
 from pathlib import Path
 
@@ -20,18 +22,18 @@ TURNS = 4  # questions on one easy-VQA picture in a conversation: the picture is
 
 def training_sources() -> dict[str, Iterator[Sample]]:
     """Folder name -> samples. Every sample is made from training scans, training pictures or training questions."""
-    return {
-        "digits_first": digit_reading("train", 6_000, seed=1, num_digits=(1, 4), canvases=((64, 64),)),
+    return {  # the longest to write first
+        "digits_sum": digit_sums("train", 14_000, seed=4, thinking=True),
         "digits_caption": digit_reading("train", 12_000, seed=2),
-        "easy_vqa_caption": easy_vqa.captions("train"),
-        "arithmetic_text": arithmetic_text(8_000, seed=3),
-        "digits_sum": digit_sums("train", 16_000, seed=4, thinking=True),
         "easy_vqa": chain.from_iterable(easy_vqa.conversations("train", TURNS, seed, thinking=True) for seed in (0, 1)),
+        "digit_caption": digit_reading("train", 5_000, seed=1, num_digits=(1, 1), canvases=((64, 64),)),
         "arithmetic": arithmetic("train", 8_000, seed=5, thinking=True),
+        "arithmetic_text": arithmetic_text(8_000, seed=3),
+        "easy_vqa_caption": easy_vqa.captions("train"),
     }
 
 
-def test_sources(digits: int = 500, arithmetic_count: int = 500) -> dict[str, list[Sample]]:
+def held_out_sources(digits: int = 500, arithmetic_count: int = 500) -> dict[str, list[Sample]]:
     """Held-out samples: unseen scans, the data set's own test questions, unseen sums."""
     return {
         "digits_sum": list(digit_sums("test", digits, seed=0, thinking=True)),
@@ -42,13 +44,18 @@ def test_sources(digits: int = 500, arithmetic_count: int = 500) -> dict[str, li
 
 def prepare(root: Path) -> dict[str, int]:
     """Write ``root/data/NAME`` for every source, ``root/data/val`` and ``root/tokenizer``; returns samples by name."""
-    counts = {}
-    for name, samples in training_sources().items():
-        counts[name] = write_shards(samples, root / "data" / name, overwrite=True)["written"]
-    held_out = chain.from_iterable(islice(source, 100) for source in map(iter, test_sources(100, 100).values()))
-    counts["val"] = write_shards(held_out, root / "data" / "val", overwrite=True)["written"]
     train_tokenizer(_texts(), VOCAB_SIZE, root / "tokenizer")
-    return counts
+    names = [*training_sources(), "val"]
+    with ProcessPoolExecutor(max_workers=min(4, os.cpu_count() or 1)) as pool:
+        return dict(zip(names, pool.map(_write, names, [root] * len(names))))
+
+
+def _write(name: str, root: Path) -> int:
+    if name == "val":
+        samples = chain.from_iterable(source[:100] for source in held_out_sources(100, 100).values())
+    else:
+        samples = training_sources()[name]
+    return write_shards(samples, root / "data" / name, overwrite=True)["written"]
 
 
 def _texts() -> Iterable[str]:

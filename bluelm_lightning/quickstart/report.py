@@ -23,7 +23,8 @@ def print_table(results: Results) -> None:
         table.add_column(column, justify="left" if column == "task" else "right")
     for task, modes in results.items():
         fast, slow = modes["non_thinking"], modes["thinking"]
-        table.add_row(task, str(slow.n), _share(fast), f"{fast.mean_tokens:.1f}", _share(slow), f"{slow.mean_tokens:.1f}")
+        cells = [cell for result in (fast, slow) for cell in (_share(result), f"{result.mean_tokens:.1f}")]
+        table.add_row(task, str(slow.n), *cells)
     Console().print(table)
 
 

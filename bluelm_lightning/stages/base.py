@@ -52,6 +52,7 @@ class Stage(L.LightningModule):
         self.schedule = schedule or Constant()
         self._freeze(frozen or [])
         self._labelled: Tensor | None = None
+        self._window: dict[str, tuple[Any, Any]] = {}  # source -> sum and number of losses since the last log line
         self._saved_rng: dict[str, Any] | None = None
 
     # ------------------------------------------------------------------ what others may ask
@@ -93,15 +94,30 @@ class Stage(L.LightningModule):
         return hidden.flatten(0, 1)[places], batch.labels.flatten()[places], batch.segments.flatten()[places]
 
     def _log_losses(self, losses: Tensor, docs: Tensor, batch: PackedBatch, phase: str) -> None:
-        if not len(losses) or (phase == "train" and not self._logs_now()):
-            return
-        self.log(metrics.LOSS[phase], losses.mean(), batch_size=len(losses), prog_bar=True, sync_dist=phase == "val")
+        """Mean loss, and mean loss of each source, over all labelled tokens since the last log line."""
         names = sorted(set(batch.sources))
         index = torch.tensor([names.index(source) for source in batch.sources], device=docs.device)[docs]
-        for number, name in enumerate(names):
-            mine = losses[index == number]
-            if len(mine):
-                self.log(metrics.source_loss(phase, name), mine.mean(), batch_size=len(mine))
+        sums = torch.zeros(len(names), device=docs.device).index_add_(0, index, losses)
+        counts = torch.zeros_like(sums).index_add_(0, index, torch.ones_like(losses))
+        if phase == "val":
+            self._log_means(phase, dict(zip(names, zip(sums, counts))))
+            return
+        for name, total, count in zip(names, sums, counts):
+            before = self._window.get(name, (0.0, 0.0))
+            self._window[name] = (before[0] + total, before[1] + count)
+        if self._logs_now():
+            self._log_means(phase, self._window)
+            self._window = {}
+
+    def _log_means(self, phase: str, window: dict[str, tuple[Any, Any]]) -> None:
+        means = {name: (total / count, int(count)) for name, (total, count) in window.items() if count}
+        tokens = sum(count for _, count in means.values())
+        if not tokens:
+            return
+        loss = sum(mean * count for mean, count in means.values()) / tokens
+        self.log(metrics.LOSS[phase], loss, batch_size=tokens, sync_dist=phase == "val")
+        for name, (mean, count) in means.items():
+            self.log(metrics.source_loss(phase, name), mean, batch_size=count)
 
     def _logs_now(self) -> bool:
         every = self.trainer.log_every_n_steps or 1  # type: ignore[attr-defined]

@@ -1,7 +1,6 @@
 """Names of everything that a stage logs, declared once."""
 
 LOSS = {"train": "train/loss", "val": "val/loss"}  # mean over labelled tokens, nats
-GRAD_NORM = "train/grad_norm"
 
 
 def source_loss(phase: str, source: str) -> str:

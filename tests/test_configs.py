@@ -1,0 +1,96 @@
+"""Every packaged YAML is built, and every tiny one takes a training step."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from cli_project import losses
+from tiny import png, question, tiny_tokenizer
+
+from bluelm_lightning.cli.app import FitCLI
+from bluelm_lightning.cli.arguments import split_arguments
+from bluelm_lightning.cli.config_files import PACKAGED, packaged_configs
+from bluelm_lightning.cli.fit import main
+from bluelm_lightning.cli.layers import Layers
+from bluelm_lightning.cli.summary import image_settings, summarize
+from bluelm_lightning.data.shards import ShardWriter
+from bluelm_lightning.types import Sample
+
+NAMES = packaged_configs()
+STAGES = [name for name in NAMES if not name.startswith("fragments/")]
+FRAGMENTS = [name for name in NAMES if name.startswith("fragments/")]
+TINY = [name for name in NAMES if name.startswith("tiny/")]
+
+
+def test_the_lists_are_not_empty():
+    assert {"3b/align.yaml", "3b/pretrain.yaml", "3b/sft.yaml"} <= set(STAGES)
+    assert "fragments/wandb.yaml" in FRAGMENTS
+    assert len(TINY) >= 2
+    assert len(NAMES) == len(list(PACKAGED.rglob("*.yaml")))
+
+
+@pytest.mark.parametrize("name", STAGES)
+def test_stage_is_built_on_the_meta_device(name):
+    cli = FitCLI(Layers(split_arguments(["--config", name])))
+    cli.rehearse()
+    assert cli.rehearsal_error is None
+    summary = summarize(cli.rehearsed, **image_settings(cli.config))
+    assert summary.parameters > 0
+    assert cli.rehearsed_optimizer is not None, "every glob of its groups matches"
+
+
+@pytest.mark.parametrize("name", FRAGMENTS)
+def test_fragment_goes_with_a_stage(name):
+    alone = FitCLI(Layers(split_arguments(["--config", "3b/sft.yaml"]))).config
+    joined = FitCLI(Layers(split_arguments(["--config", "3b/sft.yaml", "--config", name]))).config
+    assert joined.trainer != alone.trainer
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_says_how_to_run_it(name):
+    comments = [line for line in (PACKAGED / name).read_text().splitlines() if line.startswith("#")]
+    assert any("bluelm-fit --config" in line and name in line for line in comments)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_lines_fit_a_screen(name):
+    assert max(map(len, (PACKAGED / name).read_text().splitlines())) <= 120
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    """A tokenizer and shards with conversations in both modes, documents and pictures of several tiles."""
+    folder = tmp_path_factory.mktemp("data")
+    tiny_tokenizer().save_pretrained(folder / "tokenizer")
+    with ShardWriter(folder / "shards") as writer:
+        for n in range(32):
+            sample = question(f"how many? {n}", "a red circle", id=f"q{n}", images=1)
+            sample.images = [png(64, 64 * (1 + n % 2), seed=n)]
+            if n % 2:
+                sample.messages[-1]["thinking"] = "one, two"
+            writer.write(sample)
+            writer.write(Sample(id=f"t{n}", source="text", text="the sum is 12 " * 4))
+    return folder
+
+
+def with_own_data(name: str, data: Path) -> list[str]:
+    """Overrides that put the test's data in the place of the YAML's, source by source."""
+    arguments = yaml.safe_load((PACKAGED / name).read_text())["data"]["init_args"]
+    changed = {"tokenizer": str(data / "tokenizer")}
+    for key in ("sources", "val_sources"):
+        changed[key] = [{**spec, "path": str(data / "shards")} for spec in arguments.get(key) or []]
+    return [f"--data.{key}={value if key == 'tokenizer' else json.dumps(value)}" for key, value in changed.items()]
+
+
+@pytest.mark.parametrize("name", TINY)
+def test_tiny_stage_takes_a_step(name, data, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    steps = ["--trainer.max_steps=1", "--trainer.log_every_n_steps=1", "--trainer.limit_val_batches=1"]
+    where = ["--run_dir=run", "--init_from=null", "--data.num_workers=0"]
+    assert main(["--config", name, *with_own_data(name, data), *steps, *where]) == 0
+    (loss,) = losses(Path("run")).values()
+    assert 0 < float(loss) < 20
+    state = torch.load("run/checkpoints/last.ckpt", weights_only=True)
+    assert state["global_step"] == 1
