@@ -95,7 +95,7 @@ class Ref(NamedTuple):
 
     source: int
     epoch: int
-    index: int
+    index: int  # type: ignore[assignment]  # hides tuple.index, which nobody needs here
 
 
 @dataclass

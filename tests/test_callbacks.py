@@ -58,7 +58,6 @@ def test_control_characters_of_the_data_do_not_reach_the_terminal():
     assert _CONTROL.sub("?", text) == "\x1b[32mgreen\x1b[0m\ttab\n ?]0;title? ?[2J ?1m ?"
 
 
-
 # ---------------------------------------------------------------------- norms
 def test_components_are_the_innermost_modules_that_train():
     stage = Stage(tiny_vlm(), frozen=["vlm.vision.*"])
@@ -107,7 +106,6 @@ def test_norms_are_measured_every_n_steps_on_logging_steps(fit, monkeypatch):
     assert [step for step, row in run.recorder.rows if "norm/grad/vision" in row] == [3, 5, 7]  # Lightning repeats
     with pytest.raises(ConfigError, match="every_n_steps: 0 is below 1"):
         GradNorms(every_n_steps=0)
-
 
 
 # ---------------------------------------------------------------------- NaN
@@ -177,7 +175,6 @@ def test_many_samples_are_cut_in_the_line_but_not_in_the_file(fit, tmp_path):
     everything = json.loads((tmp_path / "stopped-rank0.json").read_text())["samples"]
     assert named == everything[:16]
     assert len(everything) > 16
-
 
 
 # ---------------------------------------------------------------------- all together

@@ -109,6 +109,7 @@ def test_bar_draws_at_most_at_its_rate(fit, screen, monkeypatch):
 
 def test_bar_ends_when_training_fails(fit, screen):
     terminal = screen()
+
     class Failing(Stage):
         def training_step(self, batch, batch_idx):
             raise OSError("disk")

@@ -26,7 +26,7 @@ from bluelm_lightning.types import Sample
 pytest_plugins = ["callback_runs"]
 
 
-EVIL = "<script>alert(1)</script> & \"quoted\" <image> '</pre>"
+EVIL = '<script>alert(1)</script> & "quoted" <image> \'</pre>'
 
 
 def row(**fields):

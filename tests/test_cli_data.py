@@ -37,9 +37,7 @@ def run(capsys, *args):
 def test_convert_and_show(folder, capsys):
     args = ["convert", "jsonl", folder / "a.jsonl", folder / "out", "--image-root", folder / "pics"]
     code, out, _ = run(capsys, *args)
-    assert (code, out.splitlines()[:2]) == (
-        0, [f"2 of 3 records written to {folder}/out", "  dropped 1: is not JSON"]
-    )
+    assert (code, out.splitlines()[:2]) == (0, [f"2 of 3 records written to {folder}/out", "  dropped 1: is not JSON"])
     assert out.splitlines()[2].startswith("    a.jsonl:2: is not JSON: ")
     code, out, _ = run(capsys, "show", folder / "out")
     assert (code, out) == (

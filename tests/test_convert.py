@@ -78,7 +78,8 @@ def test_a_json_list_and_an_image_root(folder):
     path.parent.mkdir()
     path.write_text(json.dumps([{"text": "x", "image": "red.png"}, {"text": "y"}], indent=1))
     assert [(s.text, s.where) for s in from_jsonl(path, folder / "pics")] == [
-        ("<image>x", "llava.json:1"), ("y", "llava.json:2")
+        ("<image>x", "llava.json:1"),
+        ("y", "llava.json:2"),
     ]
     path.write_text("[{")
     with pytest.raises(ConfigError, match=r"llava.json: is not JSON.*; a file that begins with . is one JSON list"):

@@ -1,6 +1,5 @@
 """The decoder: heads, checkpoints of every kind, settings, and architectures that would be wrong in silence."""
 
-
 import pytest
 import torch
 from tiny import TINY_LM, VOCAB, gradients_of_squares, tiny_decoder, tiny_vlm, worst

@@ -111,7 +111,12 @@ def test_what_is_wrong(record, images, message):
 
 def test_pictures_are_told_by_their_bytes():
     assert [sniff(data) for data in (PNG, JPG, WEBP, b"GIF89a", b"", b"RIFF\x00\x00\x00\x00WAVE")] == [
-        "png", "jpg", "webp", None, None, None
+        "png",
+        "jpg",
+        "webp",
+        None,
+        None,
+        None,
     ]
     for bad in (b"", b"<html>", "text", None):
         with pytest.raises(DataError, match="w: image 1 is not PNG, JPEG or WebP"):

@@ -69,7 +69,11 @@ def test_a_writer_that_stops_half_way_is_noticed(tmp_path):
     with pytest.raises(KeyboardInterrupt):
         write(folder, stop_at=5)
     assert sorted(os.listdir(folder)) == [
-        "manifest.json", "shard-000000.idx.json", "shard-000000.tar", "shard-000001.idx.json", "shard-000001.tar"
+        "manifest.json",
+        "shard-000000.idx.json",
+        "shard-000000.tar",
+        "shard-000001.idx.json",
+        "shard-000001.tar",
     ]
     with pytest.raises(DataError, match="its writing was cut off; write it again"):
         ShardSource(folder)

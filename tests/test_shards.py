@@ -102,7 +102,8 @@ def test_we_read_what_webdataset_writes(tmp_path):
     source = ShardSource(tmp_path / "x.tar")
     first, second, third, fourth, fifth = (source[i] for i in range(5))
     assert first.messages == [
-        {"role": "user", "content": "<image>\nhi"}, {"role": "assistant", "content": "ho", "thinking": "so"}
+        {"role": "user", "content": "<image>\nhi"},
+        {"role": "assistant", "content": "ho", "thinking": "so"},
     ]
     assert (first.id, first.source, first.images) == ("a/0", tmp_path.name, [blue])
     assert (second.text, second.images) == ("<image>a red square", [red])

@@ -1,6 +1,5 @@
 """The vision tower: what it takes, what it refuses, and weights from timm's and transformers' files."""
 
-
 import pytest
 import torch
 import torch.nn.functional as F

@@ -1,6 +1,5 @@
 """Weights by component, strictly, and files that are read without running code."""
 
-
 import pytest
 import torch
 from tiny import tiny_vlm

@@ -77,4 +77,3 @@ def split_arguments(argv: Sequence[str]) -> list[Argument]:
 def long_key(key: str) -> str:
     """``model.projector.hidden_dim`` is short for ``model.vlm.projector.hidden_dim``."""
     return re.sub(r"^model\.(?:init_args\.)?(?=(?:vision|projector|decoder)(?:[.+]|$))", "model.vlm.", key)
-

@@ -1,9 +1,9 @@
 """bluelm-data: write shards from what you have, and look into them.
 
-    bluelm-data convert jsonl llava.json shards/llava --image-root coco
-    bluelm-data convert parquet scienceqa/ shards/scienceqa --question question --answer answer --images image
-    bluelm-data convert images pictures/ shards/pictures --caption folder
-    bluelm-data show shards/llava --count 3
+bluelm-data convert jsonl llava.json shards/llava --image-root coco
+bluelm-data convert parquet scienceqa/ shards/scienceqa --question question --answer answer --images image
+bluelm-data convert images pictures/ shards/pictures --caption folder
+bluelm-data show shards/llava --count 3
 """
 
 from __future__ import annotations

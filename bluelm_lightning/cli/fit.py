@@ -1,6 +1,6 @@
 """bluelm-fit: train one stage from one YAML file.
 
-    bluelm-fit --config tiny/sft.yaml --init_from runs/pretrain/checkpoints/last.ckpt --trainer.max_steps=100
+bluelm-fit --config tiny/sft.yaml --init_from runs/pretrain/checkpoints/last.ckpt --trainer.max_steps=100
 """
 
 from __future__ import annotations

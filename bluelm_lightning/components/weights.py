@@ -114,8 +114,11 @@ def load_strict(module: nn.Module, state: dict[str, Tensor], where: str, key: st
     missing, extra = sorted(own.keys() - state.keys()), sorted(state.keys() - own.keys())
     shapes = [k for k in own.keys() & state.keys() if own[k].shape != state[k].shape]
     if missing or extra or shapes:
-        parts = [f"{label}: {', '.join(keys[:3])}{' ...' if len(keys) > 3 else ''}" for label, keys in
-                 (("missing", missing), ("left over", extra)) if keys]
+        parts = [
+            f"{label}: {', '.join(keys[:3])}{' ...' if len(keys) > 3 else ''}"
+            for label, keys in (("missing", missing), ("left over", extra))
+            if keys
+        ]
         parts += [f"{k} has shape {tuple(state[k].shape)}, the model wants {tuple(own[k].shape)}" for k in shapes[:3]]
         fix = "use the configuration it was trained with"
         raise ConfigError(f"{where} does not fit: {'; '.join(parts)}; {fix}", key)

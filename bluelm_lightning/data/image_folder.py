@@ -69,7 +69,7 @@ class _Reader:
         record = load_json(line, where) if isinstance(line, bytes) else line
         name = record.pop("file_name", None) if isinstance(record, dict) else None
         if not isinstance(name, str):
-            raise DataError("has no file_name; write {\"file_name\": \"a.png\", \"text\": ...}", where)
+            raise DataError('has no file_name; write {"file_name": "a.png", "text": ...}', where)
         self.seen.add(self.folder / name)
         return parse_record(record, [image_bytes(name, self.folder, f"{where}: file_name")], where, name, self.source)
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import logging
 from collections import Counter, OrderedDict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from random import Random
 from typing import Any
@@ -178,7 +178,10 @@ class PackedLoader:
             batch, pending = self._pack(pending, cursor)
             waiting = [[list(p.ref), p.piece] for p in pending]
             self._states[cursor] = {
-                "cursor": cursor, "mixture": stood, "waiting": waiting, "skipped": dict(self.skipped)
+                "cursor": cursor,
+                "mixture": stood,
+                "waiting": waiting,
+                "skipped": dict(self.skipped),
             }
             while len(self._states) > _KEEP_STATES:
                 self._states.popitem(last=False)
@@ -214,7 +217,7 @@ class PackedLoader:
                 yield refs
 
         shipped = _Shipped(self.fetcher.sources, self.fetcher.encoder, self.fetcher.seed, self.fetcher.thinking_shares)
-        loader = torch.utils.data.DataLoader(
+        loader: Iterable[Any] = torch.utils.data.DataLoader(
             shipped,  # type: ignore[arg-type]
             sampler=keys(),
             batch_size=None,

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
-from bluelm_lightning.datamodules.base import MultimodalDataModule
+from bluelm_lightning.datamodules.base import MultimodalDataModule, SourceSpec
 
 
 class PretrainDataModule(MultimodalDataModule):
     """Texts longer than a row are cut into rows, so that no token is lost; all else as in the base class."""
 
-    def __init__(self, *args: Any, overlong: str = "split", **kwargs: Any) -> None:
-        super().__init__(*args, overlong=overlong, **kwargs)
+    def __init__(self, tokenizer: str, sources: list[SourceSpec], overlong: str = "split", **kwargs: Any) -> None:
+        super().__init__(tokenizer, sources, overlong=overlong, **kwargs)

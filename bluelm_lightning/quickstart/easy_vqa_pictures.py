@@ -28,7 +28,7 @@ class Question(NamedTuple):
     text: str
     answer: str
     picture: int
-    index: int
+    index: int  # type: ignore[assignment]  # hides tuple.index
 
 
 def _folder(split: str) -> Path:
@@ -70,7 +70,7 @@ def describe(asked: list[Question]) -> str | None:
 
     Raises DataError: if they contradict each other.
     """
-    settled = []
+    settled: list[str] = []
     for kinds in (COLORS, SHAPES):
         left = set(kinds)
         for question in asked:

@@ -51,6 +51,7 @@ def prepare(root: Path) -> dict[str, int]:
 
 
 def _write(name: str, root: Path) -> int:
+    samples: Iterable[Sample]
     if name == "val":
         samples = chain.from_iterable(source[:100] for source in held_out_sources(100, 100).values())
     else:
