@@ -80,8 +80,14 @@ def with_own_data(name: str, data: Path) -> list[str]:
     arguments = yaml.safe_load((PACKAGED / name).read_text())["data"]["init_args"]
     changed = {"tokenizer": str(data / "tokenizer")}
     for key in ("sources", "val_sources"):
-        changed[key] = [{**spec, "path": str(data / "shards")} for spec in arguments.get(key) or []]
+        changed[key] = [_moved(spec, str(data / "shards")) for spec in arguments.get(key) or []]
     return [f"--data.{key}={value if key == 'tokenizer' else json.dumps(value)}" for key, value in changed.items()]
+
+
+def _moved(spec: dict, path: str) -> dict:
+    if "source" in spec:  # a source of its own, over a path
+        return {**spec, "source": {**spec["source"], "init_args": {"path": path}}}
+    return {**spec, "path": path}
 
 
 @pytest.mark.parametrize("name", TINY)

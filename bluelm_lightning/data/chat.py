@@ -56,13 +56,13 @@ def render(sample: Sample) -> Iterator[Piece]:
 
 
 def render_prompt(sample: Sample, thinking: bool) -> Iterator[Piece]:
-    """The sample up to the answer of its last turn, asking for thinking or not. Earlier turns stay as they are."""
+    """The sample up to the answer of its last turn, asking for thinking or not; earlier turns stay, without loss."""
     messages = list(sample.messages)
     if messages and messages[-1]["role"] == "assistant":
         messages.pop()
     if not messages or messages[-1]["role"] != "user":
         raise DataError("a prompt needs a user turn before the answer", sample.where or sample.id)
-    yield from _turns(messages[:-1], sample)
+    yield from (piece._replace(loss=False) for piece in _turns(messages[:-1], sample))
     yield from _human(messages[-1], thinking)
     yield Piece("special", AI, False)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -29,6 +30,7 @@ class Encoder:
         self.tokenizer, self.image_spec = tokenizer, image_spec
         self.max_grid, self.thumbnail = max_grid, thumbnail
         self.special = {token: tokenizer.convert_tokens_to_ids(token) for token in chat.SPECIAL_TOKENS}
+        self._markers = frozenset(self.special.values())
         self._cache: dict[str, list[int]] = {}
 
     def __call__(self, sample: Sample) -> Encoded:
@@ -82,8 +84,20 @@ class Encoder:
         if text not in self._cache:
             if len(self._cache) > 10_000:
                 self._cache.clear()
-            self._cache[text] = self.tokenizer(text, add_special_tokens=False, split_special_tokens=True)["input_ids"]
+            self._cache[text] = self._plain(text)
         return self._cache[text]
+
+    def _plain(self, text: str) -> list[int]:
+        plain = {"add_special_tokens": False, "split_special_tokens": True}
+        ids = self.tokenizer(text, **plain)["input_ids"]
+        if self._markers.isdisjoint(ids):
+            return ids
+        # Unigram and word-level vocabularies hold "</s>" as an ordinary word too: cut the text in the middle of it.
+        if len(text) < 2:
+            return [i for i in ids if i not in self._markers]
+        spans = zip(ids, self.tokenizer(text, **plain, return_offsets_mapping=True)["offset_mapping"])
+        cuts = [max(1, (start + end) // 2) for i, (start, end) in spans if i in self._markers]
+        return [i for start, end in pairwise([0, *cuts, len(text)]) for i in self._plain(text[start:end])]
 
     def _tiles(self, data: bytes, number: int, where: str) -> torch.Tensor:
         try:

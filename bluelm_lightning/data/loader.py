@@ -47,6 +47,10 @@ class PackingPlan:
     overlong: str = "skip"
     lookahead: float = 2.0
 
+    def __post_init__(self) -> None:
+        if self.overlong not in ("skip", "split", "error"):
+            raise ConfigError(f"{self.overlong!r} is not one of skip, split, error", "data.overlong")
+
 
 class SampleFetcher:
     """Reads and encodes by reference. A map-style data set: all that a worker needs, and no more.
@@ -68,13 +72,14 @@ class SampleFetcher:
         return [self.fetch(ref) for ref in refs]
 
     def fetch(self, ref: Ref) -> Encoded | Skipped:
-        sample_id = f"{ref.source}:{ref.index}"
+        source = self.sources[ref.source]
+        sample_id, name = f"{ref.source}:{ref.index}", getattr(source, "name", str(ref.source))
         try:
-            sample = self.sources[ref.source][ref.index]
-            sample_id = sample.id
+            sample = source[ref.index]
+            sample_id, name = sample.id, sample.source
             return self.encoder(self._choose_mode(sample, ref))
         except DataError as error:
-            return Skipped(sample_id, str(ref.source), str(error))
+            return Skipped(sample_id, name, error.reason if error.where == sample_id else str(error))
 
     def _choose_mode(self, sample: Sample, ref: Ref) -> Sample:
         share = self.thinking_shares[ref.source]
@@ -109,8 +114,16 @@ class _Pending:
     doc: Encoded
 
 
+# What was read, and where the mixture stands after it.
+_Chunk = tuple[list[Ref], list[Encoded | Skipped], dict[str, Any]]
+
+
 class PackedLoader:
     """An iterable of :class:`PackedBatch`. Without end unless every source has a number of epochs.
+
+    Each iteration begins after the last batch marked: training goes on where the model stands, also when
+    ``limit_train_batches`` cut an epoch short, and in another round of the mixture when one is over. Validation marks
+    none and sees the same batches each time.
 
     Args:
         fetcher: reads and encodes.
@@ -119,7 +132,7 @@ class PackedLoader:
         pad_id: token id of padding.
         num_workers: processes that read and encode; 0 = this one.
         rank: this process among ``world_size``; it takes every ``world_size``-th sample.
-        world_size: number of training processes.
+        world_size: number of training processes. Where they end at different batches, the early ones get empty batches.
         max_consecutive_skips: stop when so many samples in a row cannot be used, instead of looping in silence.
     """
 
@@ -134,58 +147,66 @@ class PackedLoader:
         world_size: int = 1,
         max_consecutive_skips: int = 100,
     ) -> None:
-        if plan.overlong not in ("skip", "split", "error"):
-            raise ConfigError(f"{plan.overlong!r} is not one of skip, split, error", "data.overlong")
         self.fetcher, self.mixture, self.plan, self.pad_id = fetcher, mixture, plan, pad_id
         self.num_workers, self.rank, self.world_size = num_workers, rank, world_size
         self.max_consecutive_skips = max_consecutive_skips
         self.skipped: Counter[str] = Counter()
         self._consecutive = 0
-        self._cursor = 0
-        self._waiting: list[list[Any]] = []  # (ref, piece) of what a loaded state left to be packed
         self._states: OrderedDict[int, dict[str, Any]] = OrderedDict()
-        self._start = mixture.state_dict()
+        self.marked: dict[str, Any] = {"cursor": -1, "mixture": mixture.state_dict(), "waiting": [], "skipped": {}}
 
     def state_at(self, cursor: int) -> dict[str, Any]:
-        """The state after batch ``cursor``, made of lists and numbers only. Before the first batch: the start."""
-        if cursor in self._states:
-            return self._states[cursor]
-        return {"cursor": self._cursor, "mixture": self._start, "waiting": self._waiting, "skipped": dict(self.skipped)}
+        """The state after batch ``cursor``, of lists and numbers only. Raises KeyError if that batch is long gone."""
+        return self.marked if cursor == self.marked["cursor"] else self._states[cursor]
+
+    def mark(self, cursor: int) -> None:
+        """The model was trained on batch ``cursor``: what is ``marked`` goes into a checkpoint."""
+        self.marked = self.state_at(cursor)
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        self._cursor, self._start = state["cursor"], state["mixture"]
-        self._waiting = [list(item) for item in state["waiting"]]
-        self.skipped = Counter(state["skipped"])
+        self.marked = state
 
     def __iter__(self) -> Iterator[PackedBatch]:
-        self.mixture.load_state_dict(self._start)
-        stood = self._start
-        cursor = self._cursor
-        pending = list(self._fetch_waiting())
+        cursor, stood = self.marked["cursor"], self.marked["mixture"]
+        self.mixture.load_state_dict(stood)
+        self.skipped, self._consecutive = Counter(self.marked["skipped"]), 0
+        pending = list(self._fetch_waiting(self.marked["waiting"]))
         stream = self._stream()
-        capacity = self.plan.rows * self.plan.row_tokens
-        while True:
-            while sum(len(p.doc) for p in pending) < self.plan.lookahead * capacity:
-                chunk = next(stream, None)
-                if chunk is None:
-                    break
-                refs, items, stood = chunk
-                for ref, item in zip(refs, items):
-                    pending += self._admit(ref, item)
-            if not pending:
-                return
+        stood = self._fill(pending, stream, stood)
+        if cursor >= 0 and not self._anyone(pending):  # the batch marked was the last of a round
+            self.mixture.renew()
+            stream = self._stream()
+            stood = self._fill(pending, stream, stood)
+        if self.skipped and not self._anyone(pending):
+            raise DataError(f"no sample can be used, skipped by source: {dict(self.skipped)}; see the reasons above")
+        while self._anyone(pending):
             cursor += 1
             batch, pending = self._pack(pending, cursor)
             waiting = [[list(p.ref), p.piece] for p in pending]
-            self._states[cursor] = {
-                "cursor": cursor,
-                "mixture": stood,
-                "waiting": waiting,
-                "skipped": dict(self.skipped),
-            }
+            skipped = dict(self.skipped)
+            self._states[cursor] = {"cursor": cursor, "mixture": stood, "waiting": waiting, "skipped": skipped}
             while len(self._states) > _KEEP_STATES:
                 self._states.popitem(last=False)
             yield batch
+            stood = self._fill(pending, stream, stood)
+
+    def _fill(self, pending: list[_Pending], stream: Iterator[_Chunk], stood: dict[str, Any]) -> dict[str, Any]:
+        """Read until some batches' worth is pending; returns where the mixture stands then."""
+        wanted = self.plan.lookahead * self.plan.rows * self.plan.row_tokens
+        while sum(len(p.doc) for p in pending) < wanted and (chunk := next(stream, None)):
+            refs, items, stood = chunk
+            for ref, item in zip(refs, items):
+                pending += self._admit(ref, item)
+        return stood
+
+    def _anyone(self, pending: list[_Pending]) -> bool:
+        """Whether any process has documents left: all must see equally many batches, or some would wait forever."""
+        dist = torch.distributed
+        if self.world_size == 1 or self.mixture.endless or not (dist.is_available() and dist.is_initialized()):
+            return bool(pending)
+        votes: list[Any] = [None] * self.world_size
+        dist.all_gather_object(votes, bool(pending))
+        return any(votes)
 
     def _pack(self, pending: list[_Pending], cursor: int) -> tuple[PackedBatch, list[_Pending]]:
         plan = self.plan
@@ -204,7 +225,7 @@ class PackedLoader:
                 return
             yield drawn[self.rank :: self.world_size], self.mixture.state_dict()
 
-    def _stream(self) -> Iterator[tuple[list[Ref], list[Encoded | Skipped], dict[str, Any]]]:
+    def _stream(self) -> Iterator[_Chunk]:
         if not self.num_workers:
             for refs, state in self._chunks():
                 yield refs, self.fetcher[refs], state
@@ -229,11 +250,15 @@ class PackedLoader:
             refs, state = drawn.pop(0)
             yield refs, [_Shipped._map(item, torch.as_tensor) for item in items], state
 
-    def _fetch_waiting(self) -> Iterator[_Pending]:
-        for ref, piece in self._waiting:
-            ref = Ref(*ref)
-            admitted = {p.piece: p for p in self._admit(ref, self.fetcher.fetch(ref))}
-            yield admitted[piece]
+    def _fetch_waiting(self, waiting: list[list[Any]]) -> Iterator[_Pending]:
+        held: tuple[Ref | None, dict[int, _Pending]] = (None, {})
+        for numbers, piece in waiting:
+            ref = Ref(*numbers)
+            if held[0] != ref:  # the pieces of a split text stand together: encode it once
+                held = ref, {p.piece: p for p in self._admit(ref, self.fetcher.fetch(ref))}
+            if piece not in held[1]:
+                raise DataError(f"sample {ref.index} could be used when the run was saved and cannot now; restore it")
+            yield held[1][piece]
 
     def _admit(self, ref: Ref, item: Encoded | Skipped) -> list[_Pending]:
         """The documents of a sample that can be packed; what cannot is reported with its id and the reason."""

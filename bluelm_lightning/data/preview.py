@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from itertools import groupby
 from typing import Any
 
 from bluelm_lightning.types import IGNORE, PackedBatch
@@ -31,13 +32,7 @@ def _stretches(
     places: list[int], trained: list[bool], ids: list[int], image: set[int], tokenizer: Any, color: bool
 ) -> Iterator[str]:
     marks = {True: (_TRAINED, _RESET), False: (_PLAIN, _RESET)} if color else {True: ("«", "»"), False: ("", "")}
-    start = 0
-    for end in range(1, len(places) + 1):
-        kind = trained[start], places[start] in image
-        if end < len(places) and (trained[end], places[end] in image) == kind:
-            continue
-        stretch = [ids[place] for place in places[start:end]]
-        text = f"<image x {len(stretch)}>" if places[start] in image else tokenizer.decode(stretch)
-        before, after = marks[trained[start]]
-        yield f"{before}{text}{after}"
-        start = end
+    for (with_loss, is_image), group in groupby(zip(places, trained), lambda pair: (pair[1], pair[0] in image)):
+        stretch = [ids[place] for place, _ in group]
+        before, after = marks[with_loss]
+        yield before + (f"<image x {len(stretch)}>" if is_image else tokenizer.decode(stretch)) + after

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -23,8 +24,9 @@ def load_tokenizer(path: str | Path) -> Any:
         raise ConfigError(f"folder {path} does not exist; give a folder or a Hugging Face id", "data.tokenizer")
     try:
         tokenizer = AutoTokenizer.from_pretrained(str(path), use_fast=True)
-    except (OSError, ValueError) as error:
-        raise ConfigError(f"no tokenizer at {path}: {str(error).splitlines()[0]}", "data.tokenizer") from error
+    except Exception as error:  # a damaged file ends in anything, down to a bare Exception from Rust
+        reason = f"{type(error).__name__}: {error}".splitlines()[0]
+        raise ConfigError(f"no tokenizer at {path}: {reason}", "data.tokenizer") from error
     if not tokenizer.is_fast:
         raise ConfigError(f"{path} has no fast tokenizer; convert it to tokenizer.json first", "data.tokenizer")
     return add_special_tokens(tokenizer)
@@ -34,6 +36,11 @@ def add_special_tokens(tokenizer: Any) -> Any:
     """Add the template's special tokens that are not there yet; the decoder's ``vocab_size`` must cover them."""
     tokenizer.add_special_tokens({"additional_special_tokens": SPECIAL_TOKENS[2:], "eos_token": END, "pad_token": PAD})
     return tokenizer
+
+
+def vocabulary_hash(tokenizer: Any) -> str:
+    """Changes with any token or its number: batches of another vocabulary are other batches."""
+    return hashlib.sha256(repr(sorted(tokenizer.get_vocab().items())).encode()).hexdigest()[:16]
 
 
 def train_tokenizer(texts: Iterable[str], vocab_size: int, folder: str | Path) -> Any:

@@ -15,7 +15,7 @@ from bluelm_lightning.data.loader import PackedLoader, PackingPlan, SampleFetche
 from bluelm_lightning.data.mixture import Mixture
 from bluelm_lightning.data.preview import preview_batch
 from bluelm_lightning.data.shards import ShardSource
-from bluelm_lightning.data.tokenizer import load_tokenizer
+from bluelm_lightning.data.tokenizer import load_tokenizer, vocabulary_hash
 from bluelm_lightning.errors import ConfigError, DataError
 from bluelm_lightning.types import Encoded, PackedBatch, Sample, Source, StageModel
 
@@ -29,7 +29,7 @@ class SourceSpec:
         source: a source of your own by ``class_path``, instead of ``path``.
         name: name in logs; default: the last part of ``path``, or the class of ``source``.
         weight: share of samples, on any scale; default: in proportion to the samples.
-        epochs: passes before it is exhausted and leaves its share to the others; default: without end.
+        epochs: passes in one epoch of the trainer, after which it leaves its share to the others; default: without end.
         thinking_share: in which share of the passes a thinking trace is kept; default: always.
     """
 
@@ -103,7 +103,6 @@ class MultimodalDataModule(L.LightningDataModule):
         self._tokenizer_path = tokenizer
         self.tokenizer: Any = None
         self._train: PackedLoader | None = None
-        self._consumed = -1  # cursor of the last batch that reached the model; -1 = none since the start
         self._loaded: dict[str, Any] | None = None
 
     # ------------------------------------------------------------------ building
@@ -144,7 +143,6 @@ class MultimodalDataModule(L.LightningDataModule):
         if self._loaded is not None:
             self._train.load_state_dict(self._loaded)
             self._loaded = None
-        self._consumed = -1
         return self._train
 
     def val_dataloader(self) -> list[PackedLoader] | PackedLoader:
@@ -161,15 +159,15 @@ class MultimodalDataModule(L.LightningDataModule):
 
     # ------------------------------------------------------------------ exact resume
     def on_after_batch_transfer(self, batch: PackedBatch, dataloader_idx: int) -> PackedBatch:
-        if self.trainer is not None and self.trainer.training:
-            self._consumed = batch.cursor  # Lightning has fetched one batch more than this
+        if self.trainer is not None and self.trainer.training and self._train is not None:
+            self._train.mark(batch.cursor)  # Lightning has fetched one batch more than this
         return batch
 
     def state_dict(self) -> dict[str, Any]:
         """Where every rank stands after the last batch it trained on."""
         if self._train is None:
             return {}
-        mine = self._train.state_at(self._consumed)
+        mine = self._train.marked
         world = self.trainer.world_size if self.trainer else 1
         states: list[Any] = [mine]
         if world > 1:  # Lightning would keep rank 0's alone
@@ -204,6 +202,8 @@ class MultimodalDataModule(L.LightningDataModule):
                 [s.label, len(source), getattr(source, "fingerprint", ""), s.weight, s.epochs, s.thinking_share]
                 for s, source in zip(self.specs, self.opened)
             ],
+            "tokenizer": vocabulary_hash(self.tokenizer),
+            "image_spec": [self.encoder.image_spec.tile_size, self.encoder.image_spec.tokens_per_tile],
             "row_tokens": self.plan.row_tokens,
             "batch_rows": self.plan.rows,
             "max_tiles": self.plan.max_tiles,

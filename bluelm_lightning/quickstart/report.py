@@ -43,7 +43,8 @@ def draw_answers(path: Path, answers: dict[str, list[Answered]], tasks: list[str
     """A PNG: for each task a row of held-out pictures with the question and what both modes answered."""
     figure, axes = _figure(len(tasks), columns, 3.0, 3.1)
     for row, task in zip(axes, tasks):
-        chosen = [i for i, item in enumerate(answers["thinking"]) if item.sample.task == task][:columns]
+        places = [i for i, item in enumerate(answers["thinking"]) if item.sample.task == task]
+        chosen = places[:: max(1, len(places) // columns)][:columns]  # far apart: neighbours may share a picture
         for axis, index in zip(row, chosen):
             slow, fast = answers["thinking"][index], answers["non_thinking"][index]
             axis.imshow(_picture(slow.sample.images[0]))

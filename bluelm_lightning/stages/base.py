@@ -96,7 +96,8 @@ class Stage(L.LightningModule):
     def _log_losses(self, losses: Tensor, docs: Tensor, batch: PackedBatch, phase: str) -> None:
         """Mean loss, and mean loss of each source, over all labelled tokens since the last log line."""
         names = sorted(set(batch.sources))
-        index = torch.tensor([names.index(source) for source in batch.sources], device=docs.device)[docs]
+        numbers = [names.index(source) for source in batch.sources]  # none in a batch of padding alone
+        index = torch.tensor(numbers, dtype=torch.long, device=docs.device)[docs]
         sums = torch.zeros(len(names), device=docs.device).index_add_(0, index, losses)
         counts = torch.zeros_like(sums).index_add_(0, index, torch.ones_like(losses))
         if phase == "val":
