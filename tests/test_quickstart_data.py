@@ -101,3 +101,14 @@ def test_the_picture_shows_the_digits_that_the_answer_counts():
     for scan, (top, left, size) in zip(ink, boxes):
         patch = Image.fromarray(picture[top : top + size, left : left + size]).resize((8, 8), Image.Resampling.BOX)
         assert np.corrcoef(np.asarray(patch).ravel(), scan.ravel())[0, 1] > 0.9  # 0.95 at worst of 800
+
+
+def test_training_scans_come_turned_and_test_scans_as_they_are():
+    assert digit_pictures.ANGLES["test"] == (0,)
+    upright = digit_pictures._enlarged("train", 28, 0)
+    rows, columns = np.mgrid[:28, :28] - 13.5
+    for angle in (-10, 10):
+        turned = digit_pictures._enlarged("train", 28, angle)
+        assert turned.shape == upright.shape
+        skew = [(ink * rows * columns).sum() / ink.sum() for ink in (upright.mean(0), turned.mean(0))]
+        assert (skew[1] - skew[0]) * angle > 0  # upright digits are taller than wide, so a turn tilts their ink

@@ -22,6 +22,7 @@ CANVASES = ((64, 128), (128, 64), (128, 128))  # height, width; each larger than
 CELL = 32  # pixels; a digit's place, never cut by a 64 px tile
 MAX_DIGITS = 8
 SIZES = (24, 26, 28)  # pixels; below the cell, so digits never overlap
+ANGLES = {"train": (-10, -5, 0, 5, 10), "test": (0,)}  # degrees; training scans are few, so they come turned too
 JITTER = 2  # pixels; far below a row's height, so the reading order stays plain
 
 Canvases = tuple[tuple[int, int], ...]  # (height, width) in pixels
@@ -47,11 +48,14 @@ def scan_split(split: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
 
 
 @cache
-def _enlarged(split: str, size: int) -> np.ndarray:
-    """Every scan of a split at `size` pixels, bilinear: float32[N, size, size]."""
+def _enlarged(split: str, size: int, angle: int) -> np.ndarray:
+    """Every scan of a split at `size` pixels, bilinear, turned by `angle` degrees: float32[N, size, size]."""
+    from scipy.ndimage import rotate
+
     centres = (np.arange(size) + 0.5) * 8 / size - 0.5
     weights = np.stack([np.interp(centres, np.arange(8), unit) for unit in np.eye(8)], axis=1).astype(np.float32)
-    return weights @ scan_split(split)[2] @ weights.T
+    upright = weights @ scan_split(split)[2] @ weights.T
+    return rotate(upright, angle, axes=(1, 2), reshape=False, order=1) if angle else upright
 
 
 @cache
@@ -92,8 +96,9 @@ def _paint(rng: np.random.Generator, split: str, scans: np.ndarray, canvases: Ca
     # Grain of 4 x 4 pixels: noise in every pixel would triple the file and the time to write it.
     grain = rng.integers(-5, 6, size=(height // 4, width // 4)).repeat(4, axis=0).repeat(4, axis=1)
     canvas = (paper + grain).astype(np.float32)
-    for scan, (top, left, size) in zip(scans, boxes.tolist()):
-        canvas[top : top + size, left : left + size] -= (paper - ink) * _enlarged(split, size)[scan]
+    angles = rng.choice(ANGLES[split], size=len(scans)).tolist()
+    for scan, angle, (top, left, size) in zip(scans, angles, boxes.tolist()):
+        canvas[top : top + size, left : left + size] -= (paper - ink) * _enlarged(split, size, angle)[scan]
     grey = canvas.clip(0, 255).astype(np.uint8)
     file = io.BytesIO()
     Image.fromarray(np.repeat(grey[:, :, None], 3, axis=2)).save(file, "PNG", compress_level=1)
