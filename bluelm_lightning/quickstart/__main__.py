@@ -1,6 +1,7 @@
 """``python -m bluelm_lightning.quickstart``: data, alignment, joint pre-training, SFT in both modes, evaluation.
 
 Everything goes to ``runs/quickstart``; each training stage is an ordinary ``bluelm-fit`` run that you could type.
+``--evaluate RUN_DIR`` asks a finished run the same held-out questions.
 """
 
 from __future__ import annotations
@@ -20,13 +21,19 @@ Everything is in {root}:
   summary.json, accuracy.png, answers.png    what you see above
   sft/                                       config, checkpoints, metrics.csv, lineage.json of the last stage
 Next:
-  bluelm-fit --config tiny/sft.yaml --init_from {root}/pretrain/checkpoints/last.ckpt --trainer.max_steps=900
+  bluelm-fit --config tiny/easy_vqa.yaml --init_from {root}/sft/checkpoints/last.ckpt
   bluelm-fit --config 3b/sft.yaml --summary
   bluelm-data show {root}/data/digits_sum"""
 
 
-def main() -> int:
+def main(arguments: list[str]) -> int:
     started = time.time()
+    if arguments[:1] == ["--evaluate"] and len(arguments) == 2:
+        _evaluate(started, Path(arguments[1]), Path(arguments[1]))
+        return 0
+    if arguments:
+        print("quickstart: error: takes no arguments, or --evaluate RUN_DIR", file=sys.stderr)
+        return 2
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     from bluelm_lightning.quickstart.prepare import prepare
 
@@ -37,15 +44,15 @@ def main() -> int:
         print(f"  {source:<18}{count:>7} samples")
     parent: Path | None = None
     for name in STAGES:
-        arguments = ["--config", f"tiny/{name}.yaml", "--run_dir", str(ROOT / name)]
-        arguments += ["--init_from", str(parent)] if parent else []
-        _say("bluelm-fit " + " ".join(arguments), started)
-        code = _fit(arguments)
+        options = ["--config", f"tiny/{name}.yaml", "--run_dir", str(ROOT / name)]
+        options += ["--init_from", str(parent)] if parent else []
+        _say("bluelm-fit " + " ".join(options), started)
+        code = _fit(options)
         if code:
             return code
         parent = ROOT / name / "checkpoints" / "last.ckpt"
     _say("evaluating on held-out data, both modes", started)
-    _evaluate(started)
+    _evaluate(started, ROOT / "sft", ROOT)
     print(_NEXT.format(root=ROOT))
     return 0
 
@@ -56,22 +63,22 @@ def _fit(arguments: list[str]) -> int:
     return fit(arguments)
 
 
-def _evaluate(started: float) -> None:
+def _evaluate(started: float, run: Path, out: Path) -> None:
     from bluelm_lightning.cli.load import load_run
     from bluelm_lightning.evaluation import evaluate
     from bluelm_lightning.quickstart.prepare import held_out_sources
     from bluelm_lightning.quickstart.report import draw_accuracy, draw_answers, print_table, write_summary
 
-    stage, data = load_run(ROOT / "sft")
+    stage, data = load_run(run)
     samples = [sample for source in held_out_sources().values() for sample in source]
     results, answers = evaluate(stage.vlm, data.encoder, samples, max_new_tokens=64)
     print_table(results)
     pictured = ["digits_sum", "easy_vqa.yes_no", "easy_vqa.shape", "easy_vqa.color"]
-    draw_answers(ROOT / "answers.png", answers, pictured)
-    draw_accuracy(ROOT / "accuracy.png", results)
+    draw_answers(out / "answers.png", answers, pictured)
+    draw_accuracy(out / "accuracy.png", results)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024  # Linux reports KiB
     wall = time.time() - started
-    write_summary(ROOT / "summary.json", results, wall, peak)
+    write_summary(out / "summary.json", results, wall, peak)
     print(f"{wall:.0f} s in all, {peak / 2**30:.2f} GiB at the peak")
 
 
@@ -80,4 +87,4 @@ def _say(text: str, started: float) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(main(sys.argv[1:]))
