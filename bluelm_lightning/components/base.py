@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 import lightning as L
-from torch import Tensor, nn
+from torch import Tensor
 
 from bluelm_lightning.components.weights import load_strict, read_state_dict
 
@@ -127,7 +127,3 @@ class Decoder(Component):
     def flops_per_token(self, context: int) -> int:
         """Multiply-adds times two of one forward pass over one token at a mean context of ``context`` tokens."""
         return 2 * self.num_parameters()
-
-
-def count_parameters(module: nn.Module) -> int:
-    return sum(p.numel() for p in module.parameters())
