@@ -6,12 +6,18 @@ The way of a sample::
 
     Source[i] -> Sample -> Encoded -> PackedBatch -> stage
       (tar)     (raw)     (ids, tiles)  (rows of documents)
+
+In reinforcement learning::
+
+    Sample -> Prompt -> Rollout -> Scored -> Experience -> stage
+              (mode,    (tokens,   (rewards  (packed rollouts
+               budget)   log-probs) by name)  with advantages)
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field, fields
-from typing import TYPE_CHECKING, Any, NamedTuple, NotRequired, Protocol, TypedDict, runtime_checkable
+from typing import TYPE_CHECKING, Any, NamedTuple, NotRequired, Protocol, Self, TypedDict, runtime_checkable
 
 if TYPE_CHECKING:  # torch costs a second: this file must stay cheap to import
     from torch import Tensor
@@ -79,14 +85,14 @@ class PackedBatch:
         """Tokens that are not padding."""
         return int((self.segments >= 0).sum())
 
-    def _map(self, fn: Any) -> PackedBatch:
+    def _map(self, fn: Any) -> Self:
         changed = {f.name: getattr(self, f.name) for f in fields(self)}
-        return PackedBatch(**{k: fn(v) if hasattr(v, "to") else v for k, v in changed.items()})
+        return type(self)(**{k: fn(v) if hasattr(v, "to") else v for k, v in changed.items()})
 
-    def to(self, device: Any, non_blocking: bool = True) -> PackedBatch:
+    def to(self, device: Any, non_blocking: bool = True) -> Self:
         return self._map(lambda t: t.to(device, non_blocking=non_blocking))
 
-    def pin_memory(self) -> PackedBatch:
+    def pin_memory(self) -> Self:
         return self._map(lambda t: t.pin_memory())
 
 
@@ -127,6 +133,71 @@ class Generation:
     finished: bool  # False when the length limit cut it
 
 
+@dataclass
+class Prompt:
+    """What the policy is asked, in which mode, and how long it may think."""
+
+    sample: Sample  # its reference answer and its reward spec are what the rewards look at
+    encoded: Encoded  # up to the model's turn
+    thinking: bool  # whether the prompt asks for thinking
+    budget: int | None = None  # most thinking tokens; None = free, 0 = none
+    seed: int = 0  # of the sampling: the same prompt and seed give the same rollouts, whatever the neighbours
+
+
+@dataclass
+class Rollout:
+    """One answer of the policy to a prompt, token by token. GRPO and PPO share it. T tokens were written."""
+
+    prompt: Prompt
+    group: int  # rollouts of one prompt have the same number, 0, 1, 2, ... in the batch
+    ids: Tensor  # int64[T], with </s> if it ended
+    logprobs: Tensor  # float32[T], of the distribution that was sampled from; 0 where forced
+    forced: Tensor  # bool[T], put there by the budget, not chosen by the policy: no loss, no importance ratio
+    generation: Generation
+    thinking_tokens: int  # tokens between <think> and </think>, forced ones included
+    step: int = 0  # optimizer step of the weights that wrote it
+
+    @property
+    def truncated(self) -> bool:
+        """Cut by the length limit before </s>."""
+        return not self.generation.finished
+
+
+@dataclass
+class Score:
+    """What one reward says of one rollout. Missing is not zero: it is left out, counted and reported."""
+
+    value: float | None  # None = missing
+    reason: str = ""  # why it is missing: "judge timed out after 10 s"
+
+
+@dataclass
+class Scored:
+    """A rollout and its rewards."""
+
+    rollout: Rollout
+    rewards: dict[str, Score]  # by name, before weights: {"exact_match": Score(1.0), "format": Score(0.0)}
+    total: float | None  # weighted sum; None when a reward that must not be missing is missing
+
+
+@dataclass(kw_only=True)
+class Experience(PackedBatch):
+    """Packed rollouts for one micro-batch of the policy update: prompts with their answers, labels on the answers.
+
+    M tokens were written in it, in R rollouts. The M-long fields follow the labelled positions in reading order.
+    """
+
+    rollout: Tensor  # int64[M], number of the rollout of each token, 0 .. R-1
+    advantages: Tensor  # float32[M]
+    behaviour: Tensor  # float32[M], log-probabilities when it was written
+    old: Tensor  # float32[M], the trainer's own before the first update on it; NaN: the update is the first
+    learned: Tensor  # bool[M], chosen by the policy; forced tokens are False
+    stops: Tensor  # bool[M, 2], </s> and <think> were ruled out when the token was drawn
+    num_sequences: int  # of the whole optimizer step, all micro-batches and processes
+    num_learned: int  # learned tokens of the whole optimizer step
+    metrics: dict[str, float] = field(default_factory=dict)  # of the rollouts, on the first micro-batch only
+
+
 @runtime_checkable
 class Source(Protocol):
     """Anything indexable that returns samples: a user's own source needs no base class of ours."""
@@ -146,6 +217,12 @@ class StageModel(Protocol):
     def vocab_size(self) -> int: ...
 
     def generate(self, prompts: list[Encoded], **sampling: Any) -> list[Generation]: ...
+
+
+class Learner(Protocol):
+    """What a loader of prompts asks of a stage that learns from its own rollouts."""
+
+    def collect(self, prompts: list[Prompt]) -> list[Experience]: ...
 
 
 class StageData(Protocol):

@@ -7,7 +7,7 @@ from tiny import VOCAB, prompt, tiny_tokenizer, tiny_vlm
 from bluelm_lightning.data import chat
 from bluelm_lightning.data.packing import pack
 from bluelm_lightning.errors import DataError
-from bluelm_lightning.generation import engine, generate
+from bluelm_lightning.generation import decode, generate
 from bluelm_lightning.types import Encoded
 
 ALLOWED_SPECIAL = (chat.THINK, chat.END_THINK, chat.END)
@@ -135,7 +135,8 @@ def write(monkeypatch, text: str, limit: int = 100):
     """Generation by a model that writes exactly this text (and goes on with "a")."""
     ids = tiny_tokenizer()(text, add_special_tokens=False)["input_ids"]
     script = iter(ids + tiny_tokenizer()("a" * 200, add_special_tokens=False)["input_ids"])
-    monkeypatch.setattr(engine, "_choose", lambda logits, *args: torch.tensor([next(script)]))
+    free = (torch.zeros(1), torch.zeros(1, dtype=torch.bool))
+    monkeypatch.setattr(decode._Chooser, "__call__", lambda *args: (torch.tensor([next(script)]), *free))
     return generate(tiny_vlm(), [prompt()], tiny_tokenizer(), max_new_tokens=min(limit, 100))[0]
 
 

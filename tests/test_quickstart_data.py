@@ -103,12 +103,17 @@ def test_the_picture_shows_the_digits_that_the_answer_counts():
         assert np.corrcoef(np.asarray(patch).ravel(), scan.ravel())[0, 1] > 0.9  # 0.95 at worst of 800
 
 
-def test_training_scans_come_turned_and_test_scans_as_they_are():
-    assert digit_pictures.ANGLES["test"] == (0,)
-    upright = digit_pictures._enlarged("train", 28, 0)
-    rows, columns = np.mgrid[:28, :28] - 13.5
-    for angle in (-10, 10):
-        turned = digit_pictures._enlarged("train", 28, angle)
-        assert turned.shape == upright.shape
-        skew = [(ink * rows * columns).sum() / ink.sum() for ink in (upright.mean(0), turned.mean(0))]
-        assert (skew[1] - skew[0]) * angle > 0  # upright digits are taller than wide, so a turn tilts their ink
+def test_training_scans_come_bent_and_blended_and_test_scans_as_they_are():
+    def ink(split, scan, seed):
+        return digit_pictures._ink(np.random.default_rng(seed), split, scan, 28)
+
+    assert (ink("test", 3, 0) == ink("test", 3, 1)).all()
+    assert (ink("train", 3, 0) != ink("train", 3, 1)).any()
+    images = digit_pictures.scan_split("train")[2]
+    alike = []
+    for scan in range(200):
+        small = Image.fromarray(ink("train", scan, scan)).resize((8, 8), Image.Resampling.BOX)
+        alike.append(np.corrcoef(np.asarray(small).ravel(), images[scan].ravel())[0, 1])
+    assert min(alike) > 0.5  # worst seen 0.66
+    assert 0.8 < np.mean(alike) < 0.97
+    assert 0 < digit_pictures.MAX_BLEND < 0.5  # the scan itself always outweighs what it is blended with

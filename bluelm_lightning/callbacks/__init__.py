@@ -5,6 +5,7 @@ from bluelm_lightning.callbacks.monitors import GradNorms, StopOnNaN, TrainingSt
 from bluelm_lightning.callbacks.preview import BatchPreview
 from bluelm_lightning.callbacks.progress import TrainingProgress
 from bluelm_lightning.callbacks.samples import SampleTable
+from bluelm_lightning.callbacks.thinking_budget import ThinkingBudgetCurriculum
 from bluelm_lightning.callbacks.throughput import Throughput
 
 __all__ = [
@@ -13,6 +14,7 @@ __all__ = [
     "Lineage",
     "SampleTable",
     "StopOnNaN",
+    "ThinkingBudgetCurriculum",
     "Throughput",
     "TrainingProgress",
     "TrainingStopped",

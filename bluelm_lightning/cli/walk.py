@@ -26,6 +26,9 @@ def walk(value: Any, hint: Any, key: str) -> None:
     if isinstance(value, list) and listed:
         for index, item in enumerate(value):
             walk(item, typing.get_args(listed[0])[0], f"{key}[{index}]")
+    elif isinstance(value, dict) and (inner := _values_of(options)):
+        for name, item in value.items():
+            walk(item, inner, f"{key}.{name}")
     elif isinstance(value, dict) and isinstance(hint, dict):  # the trainer: a group of keys, not a class by name
         _walk_names(value, hint, key, "Trainer")
     elif classes and dataclasses.is_dataclass(classes[0]) and isinstance(value, dict):
@@ -34,6 +37,12 @@ def walk(value: Any, hint: Any, key: str) -> None:
         _walk_spec(value, classes[0], key)
     elif not _fits(value, hint):
         raise ConfigError(f"{value!r:.60} is not {_spell(options)}; correct it", key)
+
+
+def _values_of(options: list[Any]) -> Any:
+    """The type of the values of a mapping from names to classes; None: no such mapping."""
+    values = [typing.get_args(option)[1] for option in options if typing.get_origin(option) is dict]
+    return next((value for value in values if classes_of(value)), None)
 
 
 def _is_mapping(value: Any, options: list[Any]) -> bool:

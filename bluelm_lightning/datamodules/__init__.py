@@ -2,6 +2,7 @@
 
 from bluelm_lightning.datamodules.base import MultimodalDataModule, SourceSpec
 from bluelm_lightning.datamodules.pretrain import PretrainDataModule
+from bluelm_lightning.datamodules.prompts import PromptDataModule
 from bluelm_lightning.datamodules.sft import SFTDataModule
 
-__all__ = ["MultimodalDataModule", "PretrainDataModule", "SFTDataModule", "SourceSpec"]
+__all__ = ["MultimodalDataModule", "PretrainDataModule", "PromptDataModule", "SFTDataModule", "SourceSpec"]

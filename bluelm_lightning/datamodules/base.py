@@ -139,11 +139,14 @@ class MultimodalDataModule(L.LightningDataModule):
             [source.block_sizes for source in self.opened],
             seed=self.seed,
         )
-        self._train = self._loader(self.opened, mixture, self.plan, shares)
+        self._train = self._training_loader(mixture, shares)
         if self._loaded is not None:
             self._train.load_state_dict(self._loaded)
             self._loaded = None
         return self._train
+
+    def _training_loader(self, mixture: Mixture, shares: list[float | None]) -> PackedLoader:
+        return self._loader(self.opened, mixture, self.plan, shares)
 
     def val_dataloader(self) -> list[PackedLoader] | PackedLoader:
         if not self.val_opened:

@@ -1,63 +1,19 @@
-"""Batched generation: prompts are prefilled packed, without padding, then decoded together, and leave when finished."""
+"""The in-process engine: answers as text, and rollouts for reinforcement learning, from the same decoding loop."""
 
 from __future__ import annotations
 
-from itertools import pairwise
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from bluelm_lightning.components.vlm import VisionLanguageModel
 from bluelm_lightning.data import chat
-from bluelm_lightning.data.packing import pack
-from bluelm_lightning.types import Encoded, Generation
-
-
-class KVCache:
-    """Keys and values of a batch of sequences of different lengths, right-padded: [rows, heads, capacity, width].
-
-    Transformers layers call :meth:`update`. While prefilling, the packed row passes through and is kept; after
-    :meth:`unpack`, every update writes one token a row at that row's own length.
-
-    Args:
-        layers: number of layers.
-    """
-
-    def __init__(self, layers: int) -> None:
-        self.keys: list[Tensor] = [torch.empty(0)] * layers
-        self.values: list[Tensor] = [torch.empty(0)] * layers
-        self.lengths: Tensor | None = None  # int64[rows], tokens held
-
-    def update(self, keys: Tensor, values: Tensor, layer: int, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
-        if self.lengths is None:
-            self.keys[layer], self.values[layer] = keys, values
-            return keys, values
-        rows = torch.arange(len(self.lengths), device=keys.device)
-        self.keys[layer][rows, :, self.lengths] = keys[:, :, 0]
-        self.values[layer][rows, :, self.lengths] = values[:, :, 0]
-        return self.keys[layer], self.values[layer]
-
-    def get_seq_length(self, layer: int = 0) -> int:
-        return 0  # positions and masks are always given
-
-    def unpack(self, bounds: list[int], room: int) -> None:
-        """From one packed row [1, H, T, d] to right-padded rows with ``room`` for new tokens."""
-        lengths = [end - start for start, end in pairwise(bounds)]
-        for store in (self.keys, self.values):
-            for layer, flat in enumerate(store):
-                out = flat.new_zeros(len(lengths), flat.shape[1], max(lengths) + room, flat.shape[3])
-                for row, (start, length) in enumerate(zip(bounds, lengths)):
-                    out[row, :, :length] = flat[0, :, start : start + length]
-                store[layer] = out
-        self.lengths = torch.tensor(lengths, device=self.keys[0].device)
-
-    def keep(self, rows: Tensor) -> None:
-        """Keep only these rows."""
-        assert self.lengths is not None
-        self.keys = [k[rows] for k in self.keys]
-        self.values = [v[rows] for v in self.values]
-        self.lengths = self.lengths[rows]
+from bluelm_lightning.generation.budget import ThinkingBudget, ThinkingTokens, count_thinking
+from bluelm_lightning.generation.decode import Written, decode
+from bluelm_lightning.generation.sampling import Sampling
+from bluelm_lightning.types import Encoded, Generation, Prompt, Rollout
 
 
 @torch.no_grad()
@@ -67,6 +23,9 @@ def generate(
     tokenizer: Any,
     max_new_tokens: int = 256,
     temperature: float = 0.0,
+    top_k: int = 0,
+    top_p: float = 1.0,
+    budget: ThinkingBudget | Sequence[ThinkingBudget | None] | None = None,
     batch_size: int = 64,
     seed: int = 0,
 ) -> list[Generation]:
@@ -78,92 +37,102 @@ def generate(
         tokenizer: the prompts' tokenizer.
         max_new_tokens: limit of new tokens a prompt.
         temperature: 0 = greedy.
+        top_k, top_p: truncation, see :class:`Sampling`.
+        budget: for all prompts, or one a prompt; None = thinking is free.
         batch_size: prompts decoded together; long and short ones are grouped by length.
-        seed: of the sampling.
+        seed: of the sampling; prompt number i has its own random numbers from ``(seed, i)``.
 
     Returns:
         One :class:`Generation` a prompt, in the order given.
     """
-    modes = {module: module.training for module in vlm.modules()}  # a frozen tower may be in eval mode on its own
-    vlm.eval()
-    device = vlm.decoder.output_weight.device
-    sampler = torch.Generator(device=device).manual_seed(seed)
-    order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
+    sampling = Sampling(max_new_tokens, temperature, top_k, top_p)
+    single = budget is None or isinstance(budget, ThinkingBudget)
+    budgets = [budget] * len(prompts) if single else list(budget)  # type: ignore[arg-type]
+    seeds = [seed * 1_000_003 + i for i in range(len(prompts))]
     results: dict[int, Generation] = {}
-    try:
-        for start in range(0, len(order), batch_size):
-            rows = order[start : start + batch_size]
-            ids = _decode([prompts[i] for i in rows], vlm, tokenizer, max_new_tokens, temperature, sampler, device)
-            results.update(zip(rows, (_result(row, tokenizer) for row in ids)))
-    finally:
-        for module, mode in modes.items():
-            module.training = mode
+    with evaluating(vlm):
+        for rows in by_length(prompts, batch_size):
+            picked = [prompts[i] for i in rows]
+            written = decode(vlm, picked, tokenizer, sampling, [seeds[i] for i in rows], [budgets[i] for i in rows])  # type: ignore[misc]
+            results.update(zip(rows, (generation_of(item, tokenizer) for item in written)))
     return [results[i] for i in range(len(prompts))]
 
 
-def _decode(
-    prompts: list[Encoded],
+@torch.no_grad()
+def roll_out(
     vlm: VisionLanguageModel,
+    prompts: Sequence[Prompt],
     tokenizer: Any,
-    max_new_tokens: int,
-    temperature: float,
-    sampler: torch.Generator,
-    device: torch.device,
-) -> list[list[int]]:
-    forbidden = _forbidden(vlm, tokenizer, device)
-    cache = KVCache(vlm.decoder.cache_shape()[0])
-    batch = pack([prompts], sum(map(len, prompts)), tokenizer.pad_token_id).to(device)
-    hidden = vlm(batch, cache=cache)
-    bounds = batch.cu_seqlens.tolist()
-    cache.unpack(bounds, max_new_tokens)
-    last = hidden[0, batch.cu_seqlens[1:].long() - 1]
-    alive = torch.arange(len(prompts), device=device)
-    out: list[list[int]] = [[] for _ in prompts]
-    for step in range(max_new_tokens):
-        tokens = _choose(last @ vlm.decoder.output_weight.T, forbidden, temperature, sampler)
-        for row, token in zip(alive.tolist(), tokens.tolist()):
-            out[row].append(token)
-        going = (tokens != tokenizer.eos_token_id).nonzero().flatten()
-        if not len(going) or step + 1 == max_new_tokens:
-            break
-        if len(going) < len(alive):
-            alive, tokens = alive[going], tokens[going]
-            cache.keep(going)
-        last = _step(vlm, cache, tokens)
-    return out
+    sampling: Sampling,
+    group_size: int,
+    budget: ThinkingBudget | None = None,
+    batch_size: int = 16,
+    step: int = 0,
+) -> list[Rollout]:
+    """``group_size`` answers to each prompt, with the log-probabilities of the distribution they were drawn from.
+
+    Args:
+        vlm: the policy; used as :func:`generate` does.
+        prompts: with mode, budget and seed of each.
+        tokenizer: the prompts' tokenizer.
+        sampling: the policy that is scored later is this distribution.
+        group_size: answers a prompt; they share one prefill.
+        budget: reserve and closing text; each prompt's own number of tokens goes into it. None: no rule for anyone.
+        batch_size: prompts decoded together.
+        step: optimizer step of the weights, for staleness.
+
+    Returns:
+        Rollouts, those of the first prompt first.
+    """
+    groups: dict[int, list[Rollout]] = {}
+    with evaluating(vlm):
+        for rows in by_length([prompt.encoded for prompt in prompts], batch_size):
+            picked = [prompts[i] for i in rows]
+            budgets = [budget.of(p.budget) if budget is not None else None for p in picked]
+            encoded, seeds = [p.encoded for p in picked], [p.seed for p in picked]
+            written = decode(vlm, encoded, tokenizer, sampling, seeds, budgets, group_size)
+            for place, i in enumerate(rows):
+                group = written[place * group_size : (place + 1) * group_size]
+                groups[i] = [rollout_of(item, prompts[i], i, tokenizer, step) for item in group]
+    return [rollout for i in range(len(prompts)) for rollout in groups[i]]
 
 
-def _step(vlm: VisionLanguageModel, cache: KVCache, tokens: Tensor) -> Tensor:
-    """One token a row through the decoder: tokens int64[R] -> hidden float[R, D]."""
-    assert cache.lengths is not None
-    positions = cache.lengths[:, None]
-    places = torch.arange(cache.keys[0].shape[2], device=tokens.device)
-    mask = (places[None] <= positions)[:, None, None]
-    hidden = vlm.decoder(vlm.decoder.embed(tokens[:, None]), positions, cache=cache, mask=mask)
-    cache.lengths = cache.lengths + 1
-    return hidden[:, 0]
+@contextmanager
+def evaluating(vlm: VisionLanguageModel) -> Iterator[None]:
+    """Evaluation mode, and afterwards each module's own: a frozen tower may be in evaluation mode by itself."""
+    modes = {module: module.training for module in vlm.modules()}
+    vlm.eval()
+    try:
+        yield
+    finally:
+        for module, mode in modes.items():
+            module.training = mode
 
 
-def _choose(logits: Tensor, forbidden: Tensor, temperature: float, sampler: torch.Generator) -> Tensor:
-    logits = logits.float().masked_fill(forbidden, float("-inf"))
-    if temperature == 0:
-        return logits.argmax(-1)
-    return torch.multinomial((logits / temperature).softmax(-1), 1, generator=sampler)[:, 0]
+def by_length(prompts: Sequence[Encoded], batch_size: int) -> Iterator[list[int]]:
+    """Places of the prompts in batches of similar length."""
+    order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
+    for start in range(0, len(order), batch_size):
+        yield order[start : start + batch_size]
 
 
-def _forbidden(vlm: VisionLanguageModel, tokenizer: Any, device: torch.device) -> Tensor:
-    """bool[V]: turn markers, image tokens and padding rows of the vocabulary are never sampled."""
-    allowed = {chat.THINK, chat.END_THINK, chat.END}
-    ids = [tokenizer.convert_tokens_to_ids(token) for token in chat.SPECIAL_TOKENS if token not in allowed]
-    mask = torch.zeros(vlm.vocab_size, dtype=torch.bool, device=device)
-    mask[len(tokenizer) :] = True
-    mask[ids] = True
-    return mask
-
-
-def _result(ids: list[int], tokenizer: Any) -> Generation:
-    finished = bool(ids) and ids[-1] == tokenizer.eos_token_id
-    kept = ids[:-1] if finished else ids
+def generation_of(written: Written, tokenizer: Any) -> Generation:
+    finished = bool(written.ids) and written.ids[-1] == tokenizer.eos_token_id
+    kept = written.ids[:-1] if finished else written.ids
     text = tokenizer.decode(kept, skip_special_tokens=False)
     thinking, answer = chat.parse_generation(text)
     return Generation(kept, text, thinking, answer if finished else None, len(kept), finished)
+
+
+def rollout_of(written: Written, prompt: Prompt, group: int, tokenizer: Any, step: int) -> Rollout:
+    ids = torch.tensor(written.ids, dtype=torch.long)
+    return Rollout(
+        prompt=prompt,
+        group=group,
+        ids=ids,
+        logprobs=torch.tensor(written.logprobs, dtype=torch.float32),
+        forced=torch.tensor(written.forced, dtype=torch.bool),
+        generation=generation_of(written, tokenizer),
+        thinking_tokens=count_thinking(ids, ThinkingTokens.of(tokenizer)),
+        step=step,
+    )

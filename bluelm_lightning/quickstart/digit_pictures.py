@@ -22,7 +22,7 @@ CANVASES = ((64, 128), (128, 64), (128, 128))  # height, width; each larger than
 CELL = 32  # pixels; a digit's place, never cut by a 64 px tile
 MAX_DIGITS = 8
 SIZES = (24, 26, 28)  # pixels; below the cell, so digits never overlap
-ANGLES = {"train": (-10, -5, 0, 5, 10), "test": (0,)}  # degrees; training scans are few, so they come turned too
+MAX_TURN, MAX_SLANT, MAX_STRETCH, MAX_BEND, MAX_BLEND = 0.12, 0.1, 0.08, 0.04, 0.3
 JITTER = 2  # pixels; far below a row's height, so the reading order stays plain
 
 Canvases = tuple[tuple[int, int], ...]  # (height, width) in pixels
@@ -47,15 +47,29 @@ def scan_split(split: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     return ids, scans.target[ids], (scans.images[ids] / 16).astype(np.float32)
 
 
-@cache
-def _enlarged(split: str, size: int, angle: int) -> np.ndarray:
-    """Every scan of a split at `size` pixels, bilinear, turned by `angle` degrees: float32[N, size, size]."""
-    from scipy.ndimage import rotate
+def _warp(rng: np.random.Generator) -> np.ndarray:
+    """How a training scan is bent: float[2, 5], from (y, x, y*y, x*y, x*x) around the centre to a shift of (y, x)."""
+    turn, slant = rng.uniform(-MAX_TURN, MAX_TURN), rng.uniform(-MAX_SLANT, MAX_SLANT)
+    stretch = rng.uniform(-MAX_STRETCH, MAX_STRETCH, size=2)
+    linear = [[stretch[0], turn], [slant - turn, stretch[1]]]
+    return np.concatenate([linear, rng.uniform(-MAX_BEND, MAX_BEND, size=(2, 3))], axis=1)
 
-    centres = (np.arange(size) + 0.5) * 8 / size - 0.5
-    weights = np.stack([np.interp(centres, np.arange(8), unit) for unit in np.eye(8)], axis=1).astype(np.float32)
-    upright = weights @ scan_split(split)[2] @ weights.T
-    return rotate(upright, angle, axes=(1, 2), reshape=False, order=1) if angle else upright
+
+def _ink(rng: np.random.Generator, split: str, scan: int, size: int) -> np.ndarray:
+    """A scan at `size` pixels, bilinear: float32[size, size]. Training scans are few, so they come bent and blended."""
+    from scipy.ndimage import map_coordinates
+
+    _, labels, images = scan_split(split)
+    image, middle = images[scan], 3.5
+    places = (np.arange(size) + 0.5) * 8 / size - 0.5 - middle
+    grid = np.stack(np.meshgrid(places, places, indexing="ij"))
+    if split == "train":
+        y, x = grid
+        grid = grid + np.tensordot(_warp(rng), np.stack([y, x, y * y / middle, x * y / middle, x * x / middle]), 1)
+        alike = np.flatnonzero(labels == labels[scan])
+        share = rng.uniform(0, MAX_BLEND)
+        image = (1 - share) * image + share * images[alike[rng.integers(len(alike))]]
+    return map_coordinates(image, grid + middle, order=1, mode="nearest")
 
 
 @cache
@@ -96,9 +110,8 @@ def _paint(rng: np.random.Generator, split: str, scans: np.ndarray, canvases: Ca
     # Grain of 4 x 4 pixels: noise in every pixel would triple the file and the time to write it.
     grain = rng.integers(-5, 6, size=(height // 4, width // 4)).repeat(4, axis=0).repeat(4, axis=1)
     canvas = (paper + grain).astype(np.float32)
-    angles = rng.choice(ANGLES[split], size=len(scans)).tolist()
-    for scan, angle, (top, left, size) in zip(scans, angles, boxes.tolist()):
-        canvas[top : top + size, left : left + size] -= (paper - ink) * _enlarged(split, size, angle)[scan]
+    for scan, (top, left, size) in zip(scans, boxes.tolist()):
+        canvas[top : top + size, left : left + size] -= (paper - ink) * _ink(rng, split, scan, size)
     grey = canvas.clip(0, 255).astype(np.uint8)
     file = io.BytesIO()
     Image.fromarray(np.repeat(grey[:, :, None], 3, axis=2)).save(file, "PNG", compress_level=1)

@@ -1,16 +1,21 @@
 """Root modules: one class for each kind of training."""
 
 from bluelm_lightning.stages.base import Stage
+from bluelm_lightning.stages.muon import Muon
 from bluelm_lightning.stages.optim import AdamW, ParameterGroup
 from bluelm_lightning.stages.pretrain import PretrainStage
+from bluelm_lightning.stages.rl import RLStage, RolloutPlan
 from bluelm_lightning.stages.schedules import Constant, Schedule, WarmupCosine, WarmupStableDecay
 from bluelm_lightning.stages.sft import SFTStage
 
 __all__ = [
     "AdamW",
     "Constant",
+    "Muon",
     "ParameterGroup",
     "PretrainStage",
+    "RLStage",
+    "RolloutPlan",
     "SFTStage",
     "Schedule",
     "Stage",

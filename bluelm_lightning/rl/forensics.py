@@ -1,0 +1,93 @@
+"""What a batch of scored rollouts says about the run: pure functions of records, numbers with names out."""
+
+from __future__ import annotations
+
+import math
+from collections import defaultdict
+from collections.abc import Sequence
+
+from bluelm_lightning.types import Rollout, Scored
+
+
+def rollout_metrics(scored: Sequence[Scored]) -> dict[str, float]:
+    """Names of everything that a stage logs of its rollouts.
+
+    - ``rollout/length``, ``rollout/thinking_tokens``: mean tokens, thinking over the prompts that ask for it;
+    - ``rollout/truncated``, ``rollout/forced``, ``rollout/unanswered``: shares of rollouts;
+    - ``rollout/zero_variance``: share of groups in which every rollout has the same total;
+    - ``reward/NAME/mean``, ``/std``, ``/missing``, and ``reward/total/mean``;
+    - ``reward/length_correlation``: Pearson's, of total and length;
+    - ``mode/switch_accuracy``, ``mode/think_leak``, ``mode/empty_think``: see :func:`mode_obedience`.
+    """
+    rollouts = [item.rollout for item in scored]
+    asked = [rollout for rollout in rollouts if rollout.prompt.thinking]
+    totals = [(item.total, float(len(item.rollout.ids))) for item in scored if item.total is not None]
+    values = {
+        "rollout/length": mean([len(rollout.ids) for rollout in rollouts]),
+        "rollout/thinking_tokens": mean([rollout.thinking_tokens for rollout in asked]),
+        "rollout/truncated": mean([rollout.truncated for rollout in rollouts]),
+        "rollout/forced": mean([bool(rollout.forced.any()) for rollout in rollouts]),
+        "rollout/unanswered": mean([not rollout.generation.answer for rollout in rollouts]),
+        "rollout/zero_variance": mean([spread(group) < 1e-6 for group in _totals_by_group(scored).values()]),
+        "reward/total/mean": mean([total for total, _ in totals]),
+        "reward/length_correlation": correlation(totals),
+    }
+    return values | _by_reward(scored) | mode_obedience(rollouts)
+
+
+def mode_obedience(rollouts: Sequence[Rollout]) -> dict[str, float]:
+    """Does the switch in the prompt decide whether the model thinks?
+
+    ``switch_accuracy``: share of rollouts that think exactly if asked to; ``think_leak``: share of those not asked that
+    write a thinking marker; ``empty_think``: share of those that think whose thinking is blank.
+    """
+    thought = [rollout.generation.thinking is not None for rollout in rollouts]
+    leaks = [_leaks(rollout) for rollout in rollouts if not rollout.prompt.thinking]
+    traces = [rollout.generation.thinking for rollout in rollouts if rollout.generation.thinking is not None]
+    return {
+        "mode/switch_accuracy": mean([r.prompt.thinking == did for r, did in zip(rollouts, thought)]),
+        "mode/think_leak": mean(leaks),
+        "mode/empty_think": mean([not trace.strip() for trace in traces]),
+    }
+
+
+def _leaks(rollout: Rollout) -> bool:
+    return "<think>" in rollout.generation.text or "</think>" in rollout.generation.text
+
+
+def _by_reward(scored: Sequence[Scored]) -> dict[str, float]:
+    names = sorted({name for item in scored for name in item.rewards})
+    out: dict[str, float] = {}
+    for name in names:
+        given = [item.rewards[name].value for item in scored if name in item.rewards]
+        present = [value for value in given if value is not None]
+        out[f"reward/{name}/mean"], out[f"reward/{name}/std"] = mean(present), spread(present)
+        out[f"reward/{name}/missing"] = 1 - len(present) / len(given)
+    return out
+
+
+def _totals_by_group(scored: Sequence[Scored]) -> dict[int, list[float]]:
+    groups: dict[int, list[float]] = defaultdict(list)
+    for item in scored:
+        if item.total is not None:
+            groups[item.rollout.group].append(item.total)
+    return groups
+
+
+def mean(values: Sequence[float]) -> float:
+    """0 where there is nothing: a metric that vanishes for a step breaks the curve."""
+    return sum(values) / len(values) if values else 0.0
+
+
+def spread(values: Sequence[float]) -> float:
+    """Standard deviation of the values themselves."""
+    centre = mean(values)
+    return math.sqrt(mean([(value - centre) ** 2 for value in values]))
+
+
+def correlation(pairs: Sequence[tuple[float, float]]) -> float:
+    """Pearson's correlation; 0 where one side does not vary."""
+    left, right = [a for a, _ in pairs], [b for _, b in pairs]
+    scale = spread(left) * spread(right)
+    centre = mean(left), mean(right)
+    return mean([(a - centre[0]) * (b - centre[1]) for a, b in pairs]) / scale if scale > 1e-12 else 0.0

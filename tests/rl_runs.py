@@ -1,0 +1,110 @@
+"""A tiny reinforcement-learning run in memory, and as a process that is killed: ``python rl_runs.py FOLDER NAME``."""
+
+import os
+import signal
+import sys
+from pathlib import Path
+
+import lightning as L
+import torch
+from lightning.pytorch.callbacks import ModelCheckpoint
+
+sys.path.insert(0, str(Path(__file__).parent))
+
+from tiny import png, tiny_tokenizer, tiny_vlm
+
+from bluelm_lightning.callbacks import ThinkingBudgetCurriculum
+from bluelm_lightning.data.budgets import BudgetRange
+from bluelm_lightning.datamodules import PromptDataModule, SourceSpec
+from bluelm_lightning.generation import Sampling, ThinkingBudget
+from bluelm_lightning.rl.rewards import Repetition, Reward, RewardRouter
+from bluelm_lightning.stages import AdamW, RLStage, RolloutPlan
+from bluelm_lightning.types import Sample, Score
+
+
+class Questions:
+    """Questions with and without a picture; number ``broken`` has a picture that is none."""
+
+    def __init__(self, num: int = 12, broken: int = -1) -> None:
+        self.num, self.broken = num, broken
+
+    def __len__(self) -> int:
+        return self.num
+
+    def __getitem__(self, index: int) -> Sample:
+        pictured = index % 3 == 0
+        data = [b"\x89PNG\r\n\x1a\nbroken" if index == self.broken else png(seed=index)] * pictured
+        turns = [{"role": "user", "content": "<image>" * pictured + "is it red?" * (1 + index % 2)}]
+        return Sample(f"q{index}", "questions", turns, images=data, answer="a")
+
+
+class WantsLowIds(Reward):
+    """1 for an answer whose ids are all small: a task that a random model can learn in a few steps."""
+
+    def score(self, rollouts):
+        return [Score(float((r.ids < 100).float().mean())) for r in rollouts]
+
+
+class Diary(L.Callback):
+    """A line for each batch: loss and rollouts to the last bit; and the kill."""
+
+    def __init__(self, path: Path | None = None, kill_after: int = 0) -> None:
+        self.path, self.kill_after, self.lines = path, kill_after, []
+
+    def on_train_batch_end(self, trainer, stage, outputs, batch, batch_idx):
+        written = batch.labels[batch.labels != -100].tolist()
+        self.lines.append(f"{batch.cursor} {float(outputs['loss'].detach()).hex()} {hash(tuple(written))}")
+        if self.path:
+            with self.path.open("a") as file:
+                file.write(self.lines[-1] + "\n")
+        if self.kill_after and len(self.lines) == self.kill_after:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+
+def stage_of(**options) -> RLStage:
+    rewards = options.pop("rewards", None) or RewardRouter({"low": WantsLowIds(), "repetition": Repetition(4)})
+    plan = RolloutPlan(**{"group_size": 4, "batch_size": 4, **options.pop("plan", {})})
+    options = {"optimizer": AdamW(lr=3e-3), "budget": ThinkingBudget(answer_reserve=3), **options}
+    return RLStage(tiny_vlm(seed=2), rewards, sampling=Sampling(12, 1.0), plan=plan, **options)
+
+
+def data_of(folder: Path, source: Questions | None = None, **options) -> PromptDataModule:
+    tokenizer = folder / "tokenizer"
+    if not tokenizer.exists():
+        tiny_tokenizer().save_pretrained(tokenizer)
+    sources = [SourceSpec(source=source or Questions(), name="questions", thinking_share=0.5)]
+    options = {"prompts_per_step": 4, "budgets": BudgetRange(0, 6, 0.5), **options}
+    return PromptDataModule(str(tokenizer), sources, **options)
+
+
+def fit(stage: RLStage, data: PromptDataModule, folder: Path, steps: int, *callbacks, ckpt_path=None, **trainer):
+    saver = ModelCheckpoint(folder / "checkpoints", "last", every_n_train_steps=3, enable_version_counter=False)
+    made = L.Trainer(
+        accelerator="cpu", max_steps=steps, logger=False, callbacks=[saver, *callbacks], log_every_n_steps=1,
+        default_root_dir=folder, enable_progress_bar=False, enable_model_summary=False, **trainer,
+    )  # fmt: skip
+    made.fit(stage, data, ckpt_path=ckpt_path, weights_only=True)
+    return made
+
+
+def main(folder: Path, name: str) -> None:
+    """``whole``: eleven batches. ``killed``: after the eighth. ``resumed``: from the last checkpoint to the end."""
+    torch.set_num_threads(1)
+    L.seed_everything(0, verbose=False)
+    options = {"plan": {"minibatches": 2, "epochs": 2}} if folder.name == "buffered" else {}
+    diary = Diary(folder / f"{name}.txt", 8 if name == "killed" else 0)
+    curriculum = ThinkingBudgetCurriculum((4, 8), (0, 2), total_steps=6, free_share=0.3)
+    last = folder / "checkpoints" / "last.ckpt"
+    fit(
+        stage_of(**options),
+        data_of(folder),
+        folder,
+        11,
+        diary,
+        curriculum,
+        ckpt_path=last if name == "resumed" else None,
+    )
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]), sys.argv[2])
