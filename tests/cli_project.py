@@ -67,5 +67,10 @@ def fit(project: Path, *arguments: str) -> int:
 
 def losses(run: Path) -> dict[int, str]:
     """Training loss by step, as it stands in metrics.csv."""
+    return {int(row["step"]): row["train/loss"] for row in metrics_rows(run) if row["train/loss"]}
+
+
+def metrics_rows(run: Path) -> list[dict[str, str]]:
+    """The rows of metrics.csv."""
     with (run / "metrics.csv").open() as file:
-        return {int(row["step"]): row["train/loss"] for row in csv.DictReader(file) if row["train/loss"]}
+        return list(csv.DictReader(file))

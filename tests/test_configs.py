@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
-from cli_project import losses
+from cli_project import losses, metrics_rows
 from tiny import png, question, tiny_tokenizer
 
 from bluelm_lightning.cli.app import FitCLI
@@ -67,6 +67,7 @@ def data(tmp_path_factory):
     with ShardWriter(folder / "shards") as writer:
         for n in range(32):
             sample = question(f"how many? {n}", "a red circle", id=f"q{n}", images=1)
+            sample.answer = "a red circle"
             sample.images = [png(64, 64 * (1 + n % 2), seed=n)]
             if n % 2:
                 sample.messages[-1]["thinking"] = "one, two"
@@ -95,8 +96,16 @@ def test_tiny_stage_takes_a_step(name, data, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     steps = ["--trainer.max_steps=1", "--trainer.log_every_n_steps=1", "--trainer.limit_val_batches=1"]
     where = ["--run_dir=run", "--init_from=null", "--data.num_workers=0"]
-    assert main(["--config", name, *with_own_data(name, data), *steps, *where]) == 0
-    (loss,) = losses(Path("run")).values()
-    assert 0 < float(loss) < 20
+    rl = ["--model.rewards.rewards.repetition={class_path: Repetition, init_args: {ngram: 1}}"] * name.endswith(
+        "rl.yaml"
+    )
+    assert main(["--config", name, *with_own_data(name, data), *steps, *where, *rl]) == 0
+    if rl:  # a random model is never right, but repeats its tokens more or less
+        (row,) = (row for row in metrics_rows(Path("run")) if row["policy/loss"])
+        assert float(row["policy/ratio"]) == 1.0
+        assert float(row["reward/repetition/std"]) > 0
+    else:
+        (loss,) = losses(Path("run")).values()
+        assert 0 < float(loss) < 20
     state = torch.load("run/checkpoints/last.ckpt", weights_only=True)
     assert state["global_step"] == 1
