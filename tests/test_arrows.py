@@ -51,7 +51,7 @@ HEAVY = {
     "vllm",
     "matplotlib",
 }
-HEAVY |= {"tokenizers", "sklearn", "easy_vqa", "reasoning_gym", "gguf"}
+HEAVY |= {"tokenizers", "sklearn", "easy_vqa", "reasoning_gym", "gguf", "math_verify"}
 MOST_LINES, MOST_FUNCTION_LINES, MOST_ARGUMENTS, DEEPEST = 300, 45, 12, 2
 
 

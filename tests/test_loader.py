@@ -10,7 +10,8 @@ import torch
 from tiny import question
 from tiny_data import ROW, Talks, Texts, documents, flat, loader_of
 
-from bluelm_lightning.data.loader import PackedLoader, PackingPlan, SampleFetcher
+from bluelm_lightning.data.fetch import SampleFetcher
+from bluelm_lightning.data.loader import PackedLoader, PackingPlan
 from bluelm_lightning.errors import ConfigError, DataError
 from bluelm_lightning.types import Ref, Sample, Source
 

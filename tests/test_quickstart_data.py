@@ -63,7 +63,19 @@ def test_digit_sums_add_up(num_digits):
             totals = np.cumsum(seen)
             assert columns.tolist() == [totals[:-1].tolist(), seen[1:], totals[1:].tolist()]
     assert all("thinking" not in s.messages[1] for s in digits.digit_sums("test", 4, thinking=False))
-    assert digits.sum_trace([7]) == "7: 7"
+    assert digits.sum_trace([7]) == ("7: 7", 7)
+
+
+def test_slips_are_followed_to_the_end_and_the_reference_is_true():
+    assert digits.sum_trace([3, 5, 2, 9], [0, 1, 0]) == ("3 5 2 9: 3+5=8 8+2=11 11+9=20", 20)
+    samples = list(digits.digit_sums("train", 400, thinking=True, slip_share=0.12))
+    assert all(sample.answer == str(sum(sample.meta["digits"])) for sample in samples)
+    said = [int(sample.messages[1]["content"]) for sample in samples]
+    assert all(m.messages[1]["thinking"].endswith(f"={total}") for m, total in zip(samples, said))
+    slips = sum(total - int(sample.answer) for sample, total in zip(samples, said))
+    assert 0.09 < slips / (3 * 400) < 0.15  # 0.12 with a standard error of 0.0094
+    whole = list(digits.digit_sums("train", 400, thinking=True))
+    assert [s.images for s in whole[:20]] == [s.images for s in samples[:20]]
 
 
 def test_more_digits_than_a_picture_holds_is_an_error():

@@ -5,7 +5,8 @@ from random import Random
 
 from tiny import TILE, png, tiny_encoder
 
-from bluelm_lightning.data.loader import PackedLoader, PackingPlan, SampleFetcher
+from bluelm_lightning.data.fetch import SampleFetcher
+from bluelm_lightning.data.loader import PackedLoader, PackingPlan
 from bluelm_lightning.data.mixture import Mixture
 from bluelm_lightning.types import PackedBatch, Sample
 

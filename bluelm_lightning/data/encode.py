@@ -15,6 +15,8 @@ from bluelm_lightning.data.tiling import tile_image
 from bluelm_lightning.errors import DataError
 from bluelm_lightning.types import IGNORE, Encoded, ImageSpec, Sample
 
+_CLOSED = Piece("special", chat.END_THINK, True)
+
 
 class Encoder:
     """Encodes samples for one model and one tokenizer. Picklable, so that loader workers can carry it.
@@ -33,25 +35,33 @@ class Encoder:
         self._markers = frozenset(self.special.values())
         self._cache: dict[str, list[int]] = {}
 
-    def __call__(self, sample: Sample) -> Encoded:
+    def __call__(self, sample: Sample, cut: float | None = None) -> Encoded:
         """A training sample, with labels.
+
+        Args:
+            sample: the sample.
+            cut: keep this share of the tokens of each trace and close it there, as a spent budget does: the answer is
+                learnt, the early ``</think>`` is not.
 
         Raises:
             DataError: naming file and sample: a broken picture, or as many ``<image>`` as there are pictures not given.
         """
-        return self._encode(sample, chat.render(sample))
+        return self._encode(sample, chat.render(sample), cut)
 
     def prompt(self, sample: Sample, thinking: bool) -> Encoded:
         """The sample up to the model's turn, without labels."""
         return self._encode(sample, chat.render_prompt(sample, thinking))
 
-    def _encode(self, sample: Sample, pieces: Iterable[Piece]) -> Encoded:
+    def _encode(self, sample: Sample, pieces: Iterable[Piece], cut: float | None = None) -> Encoded:
         where = sample.where or sample.id
         tiles = [self._tiles(data, number, where) for number, data in enumerate(sample.images)]
         ids: list[int] = []
         loss: list[bool] = []
-        images = 0
+        images, opened = 0, -1
         for piece in pieces:
+            if cut is not None and piece == _CLOSED:
+                del ids[opened + round(cut * (len(ids) - opened)) :], loss[len(ids) :]
+                piece = piece._replace(loss=False)
             if piece.kind == "image":
                 count = len(tiles[images]) * self.image_spec.tokens_per_tile if images < len(tiles) else 0
                 new = [self.special[chat.IMAGE]] * count
@@ -60,6 +70,7 @@ class Encoder:
                 new = [self.special[piece.text]] if piece.kind == "special" else self._text(piece.text)
             ids += new
             loss += [piece.loss] * len(new)
+            opened = len(ids) if piece.text == chat.THINK and piece.kind == "special" else opened
         if images != len(tiles):
             reason = f"{images} <image> placeholders but {len(tiles)} pictures; add or remove placeholders"
             raise DataError(reason, where)

@@ -9,24 +9,22 @@ from __future__ import annotations
 
 import logging
 from collections import Counter, OrderedDict
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
-from random import Random
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 
-from bluelm_lightning.data.encode import Encoder
+from bluelm_lightning.data.fetch import SampleFetcher, ShippedFetcher
 from bluelm_lightning.data.mixture import Mixture
 from bluelm_lightning.data.packing import choose_rows, pack, split_text
 from bluelm_lightning.errors import ConfigError, DataError
-from bluelm_lightning.types import Encoded, PackedBatch, Ref, Sample, Skipped, Source
+from bluelm_lightning.types import Encoded, PackedBatch, Ref, Skipped
 
 log = logging.getLogger(__name__)
 
 _CHUNK = 16  # samples a worker encodes at a time; part of the order, so it does not depend on the number of workers
 _KEEP_STATES = 16  # Lightning fetches one batch ahead; a few more do no harm
-_SMALL = 1 << 16  # bytes below which a tensor travels from a worker by value: a shared-memory file costs more
 
 
 @dataclass(frozen=True)
@@ -50,61 +48,6 @@ class PackingPlan:
     def __post_init__(self) -> None:
         if self.overlong not in ("skip", "split", "error"):
             raise ConfigError(f"{self.overlong!r} is not one of skip, split, error", "data.overlong")
-
-
-class SampleFetcher:
-    """Reads and encodes by reference. A map-style data set: all that a worker needs, and no more.
-
-    Args:
-        sources: anything indexable that returns samples.
-        encoder: turns a sample into ids and tiles.
-        seed: for choices that differ from pass to pass.
-        thinking_shares: for each source, the share of passes in which a trace is kept; ``None`` keeps every trace.
-    """
-
-    def __init__(
-        self, sources: Sequence[Source], encoder: Encoder, seed: int = 0, thinking_shares: Sequence[float | None] = ()
-    ) -> None:
-        self.sources, self.encoder, self.seed = list(sources), encoder, seed
-        self.thinking_shares = list(thinking_shares) or [None] * len(self.sources)
-
-    def __getitem__(self, refs: list[Ref]) -> list[Encoded | Skipped]:
-        return [self.fetch(ref) for ref in refs]
-
-    def fetch(self, ref: Ref) -> Encoded | Skipped:
-        source = self.sources[ref.source]
-        sample_id, name = f"{ref.source}:{ref.index}", getattr(source, "name", str(ref.source))
-        try:
-            sample = source[ref.index]
-            sample_id, name = sample.id, sample.source
-            return self.encoder(self._choose_mode(sample, ref))
-        except DataError as error:
-            return Skipped(sample_id, name, error.reason if error.where == sample_id else str(error))
-
-    def _choose_mode(self, sample: Sample, ref: Ref) -> Sample:
-        share = self.thinking_shares[ref.source]
-        if share is None or Random(f"{self.seed}/{tuple(ref)}").random() < share:
-            return sample
-        turns = [{k: v for k, v in turn.items() if k != "thinking"} for turn in sample.messages]
-        return replace(sample, messages=turns)  # type: ignore[arg-type]
-
-
-class _Shipped(SampleFetcher):
-    """In a worker process: small tensors leave as NumPy arrays, by value."""
-
-    def __getitem__(self, refs: list[Ref]) -> list[Any]:
-        return [self._map(item, _to_numpy) for item in super().__getitem__(refs)]
-
-    @staticmethod
-    def _map(item: Encoded | Skipped, fn: Any) -> Encoded | Skipped:
-        if isinstance(item, Skipped):
-            return item
-        names = ("ids", "labels", "tiles", "image_positions")
-        return replace(item, **{name: fn(getattr(item, name)) for name in names})
-
-
-def _to_numpy(tensor: torch.Tensor) -> Any:
-    return tensor.numpy() if tensor.nbytes <= _SMALL else tensor
 
 
 @dataclass
@@ -237,7 +180,8 @@ class PackedLoader:
                 drawn.append((refs, state))
                 yield refs
 
-        shipped = _Shipped(self.fetcher.sources, self.fetcher.encoder, self.fetcher.seed, self.fetcher.thinking_shares)
+        own = self.fetcher
+        shipped = ShippedFetcher(own.sources, own.encoder, own.seed, own.thinking_shares, own.cut_shares)
         loader: Iterable[Any] = torch.utils.data.DataLoader(
             shipped,  # type: ignore[arg-type]
             sampler=keys(),
@@ -248,7 +192,7 @@ class PackedLoader:
         )
         for items in loader:
             refs, state = drawn.pop(0)
-            yield refs, [_Shipped._map(item, torch.as_tensor) for item in items], state
+            yield refs, [ShippedFetcher.map(item, torch.as_tensor) for item in items], state
 
     def _fetch_waiting(self, waiting: list[list[Any]]) -> Iterator[_Pending]:
         held: tuple[Ref | None, dict[int, _Pending]] = (None, {})

@@ -11,7 +11,8 @@ import lightning as L
 import torch
 
 from bluelm_lightning.data.encode import Encoder
-from bluelm_lightning.data.loader import PackedLoader, PackingPlan, SampleFetcher
+from bluelm_lightning.data.fetch import SampleFetcher
+from bluelm_lightning.data.loader import PackedLoader, PackingPlan
 from bluelm_lightning.data.mixture import Mixture
 from bluelm_lightning.data.preview import preview_batch
 from bluelm_lightning.data.shards import ShardSource
@@ -31,6 +32,8 @@ class SourceSpec:
         weight: share of samples, on any scale; default: in proportion to the samples.
         epochs: passes in one epoch of the trainer, after which it leaves its share to the others; default: without end.
         thinking_share: in which share of the passes a thinking trace is kept; default: always.
+        cut_share: in which share of those it is cut at a random place and closed, so that the model learns to answer
+            under a thinking budget.
     """
 
     path: str | None = None
@@ -39,6 +42,7 @@ class SourceSpec:
     weight: float | None = None
     epochs: float | None = None
     thinking_share: float | None = None
+    cut_share: float = 0.0
 
     def __post_init__(self) -> None:
         if (self.path is None) == (self.source is None):
@@ -46,8 +50,9 @@ class SourceSpec:
         for key, value, most in (("weight", self.weight, math.inf), ("epochs", self.epochs, math.inf)):
             if value is not None and not 0 < value < most:
                 raise ConfigError(f"{key} is {value}; give a positive number", f"data.sources.{key}")
-        if self.thinking_share is not None and not 0 <= self.thinking_share <= 1:
-            raise ConfigError(f"{self.thinking_share} is not between 0 and 1", "data.sources.thinking_share")
+        for key, share in (("thinking_share", self.thinking_share), ("cut_share", self.cut_share)):
+            if share is not None and not 0 <= share <= 1:
+                raise ConfigError(f"{share} is not between 0 and 1", f"data.sources.{key}")
 
     def open(self) -> Source:
         return self.source if self.source is not None else ShardSource(str(self.path), name=self.name)
@@ -157,7 +162,8 @@ class MultimodalDataModule(L.LightningDataModule):
 
     def _loader(self, sources: Sequence[Source], mixture: Mixture, plan: PackingPlan, shares: list) -> PackedLoader:
         rank, world = (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
-        fetcher = SampleFetcher(sources, self.encoder, self.seed, shares)
+        cuts = [spec.cut_share for spec in self.specs] if shares else []  # validation sees every trace whole
+        fetcher = SampleFetcher(sources, self.encoder, self.seed, shares, cuts)
         return PackedLoader(fetcher, mixture, plan, self.tokenizer.pad_token_id, self.num_workers, rank, world)
 
     # ------------------------------------------------------------------ exact resume
@@ -202,7 +208,15 @@ class MultimodalDataModule(L.LightningDataModule):
         """Everything that the order of batches depends on."""
         return {
             "sources": [
-                [s.label, len(source), getattr(source, "fingerprint", ""), s.weight, s.epochs, s.thinking_share]
+                [
+                    s.label,
+                    len(source),
+                    getattr(source, "fingerprint", ""),
+                    s.weight,
+                    s.epochs,
+                    s.thinking_share,
+                    s.cut_share,
+                ]
                 for s, source in zip(self.specs, self.opened)
             ],
             "tokenizer": vocabulary_hash(self.tokenizer),

@@ -21,15 +21,25 @@ QUESTIONS = (
 _SUMS, _READING = 0, 1  # random streams
 
 
-def sum_trace(digits: list[int]) -> str:
-    """The thinking: read, then add one digit at a time. ``[3, 5, 2, 9] -> "3 5 2 9: 3+5=8 8+2=10 10+9=19"``."""
-    totals = list(accumulate(digits))
+def sum_trace(digits: list[int], slips: list[int] | None = None) -> tuple[str, int]:
+    """The thinking, and the sum it comes to: read, then add one digit at a time.
+
+    ``[3, 5, 2, 9] -> "3 5 2 9: 3+5=8 8+2=10 10+9=19"``; with slips ``[0, 1, 0]`` the second step is one too many and
+    the third goes on from there: ``"3 5 2 9: 3+5=8 8+2=11 11+9=20"``.
+    """
+    errors = [0, *(slips or [0] * (len(digits) - 1))]
+    totals = list(accumulate(digit + error for digit, error in zip(digits, errors)))
     steps = [f"{before}+{digit}={after}" for (before, after), digit in zip(pairwise(totals), digits[1:])]
-    return f"{' '.join(map(str, digits))}: {' '.join(steps) or totals[-1]}"
+    return f"{' '.join(map(str, digits))}: {' '.join(steps) or totals[-1]}", totals[-1]
 
 
 def digit_sums(
-    split: str, count: int, seed: int = 0, num_digits: int | tuple[int, int] = 4, thinking: bool | None = None
+    split: str,
+    count: int,
+    seed: int = 0,
+    num_digits: int | tuple[int, int] = 4,
+    thinking: bool | None = None,
+    slip_share: float = 0.0,
 ) -> Iterator[Sample]:
     """Conversations that ask for the sum of the digits in one picture.
 
@@ -37,21 +47,24 @@ def digit_sums(
         split: "train" or "test"; no scan is in both.
         num_digits: digits in a picture, or a (lowest, highest) range; at most 8.
         thinking: with the trace of `sum_trace`, without, or by turns (None).
+        slip_share: share of the steps that are one too many, as in traces of a weaker model that nobody checked. The
+            conversation ends with the sum that its trace comes to; the reference ``answer`` is always the true one.
     """
     low, high = (num_digits, num_digits) if isinstance(num_digits, int) else num_digits
     for index, (rng, digits, scans, png) in enumerate(pictures(split, count, seed, _SUMS, low, high)):
-        answer = str(sum(digits))
         question = QUESTIONS[rng.integers(len(QUESTIONS))]
-        reply: Message = {"role": "assistant", "content": answer}
+        slips = (rng.random(len(digits) - 1) < slip_share).astype(int)
+        trace, total = sum_trace(digits, slips.tolist())
+        reply: Message = {"role": "assistant", "content": str(total)}
         if index % 2 == 0 if thinking is None else thinking:
-            reply["thinking"] = sum_trace(digits)
+            reply["thinking"] = trace
         yield Sample(
             id=f"digits_sum-{split}-{seed}-{index:06d}",
             source="digits_sum",
             messages=[{"role": "user", "content": f"<image>{question}"}, reply],
             images=[png],
             task="digits_sum",
-            answer=answer,
+            answer=str(sum(digits)),
             meta={"digits": digits, "scans": scans},
         )
 
