@@ -3,6 +3,7 @@
 from bluelm_lightning.generation.budget import ThinkingBudget
 from bluelm_lightning.generation.cache import KVCache
 from bluelm_lightning.generation.engine import generate, roll_out
+from bluelm_lightning.generation.logits_processor import BudgetLogitsProcessor
 from bluelm_lightning.generation.sampling import Sampling
 
-__all__ = ["KVCache", "Sampling", "ThinkingBudget", "generate", "roll_out"]
+__all__ = ["BudgetLogitsProcessor", "KVCache", "Sampling", "ThinkingBudget", "generate", "roll_out"]
