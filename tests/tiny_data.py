@@ -1,5 +1,6 @@
 """Sources and loaders shared by the tests of the data rooms. The sources are plain classes: no base class of ours."""
 
+import itertools
 from functools import cache
 from random import Random
 
@@ -74,3 +75,11 @@ def flat(batch: PackedBatch) -> dict:
 
 def documents(batches: list[PackedBatch]) -> list[str]:
     return [name for batch in batches for name in batch.sample_ids]
+
+
+def take(loader: PackedLoader, num: int | None = None) -> list:
+    """The first batches. The iterator is dropped at once, and its workers with it."""
+    iterator = iter(loader)
+    batches = list(itertools.islice(iterator, num))
+    del iterator
+    return batches
