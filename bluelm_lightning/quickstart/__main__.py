@@ -1,4 +1,4 @@
-"""``python -m bluelm_lightning.quickstart``: data, alignment, joint pre-training, SFT in both modes, evaluation.
+"""``python -m bluelm_lightning.quickstart``: data, alignment, joint pre-training, SFT in both modes, RL, evaluation.
 
 Everything goes to ``runs/quickstart``; each training stage is an ordinary ``bluelm-fit`` run that you could type.
 ``--evaluate RUN_DIR`` asks a finished run the same held-out questions.
@@ -12,14 +12,16 @@ import shutil
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 ROOT = Path("runs/quickstart")
-STAGES = ("align", "pretrain", "sft")
+STAGES = ("align", "pretrain", "sft", "rl")
 
 _NEXT = """
 Everything is in {root}:
   summary.json, accuracy.png, answers.png    what you see above
-  sft/                                       config, checkpoints, metrics.csv, lineage.json of the last stage
+  budget_curve.png                           accuracy against thinking budget, before and after reinforcement learning
+  align/ pretrain/ sft/ rl/                  config, checkpoints, metrics.csv, lineage.json of each stage
 Next:
   bluelm-fit --config tiny/easy_vqa.yaml --init_from {root}/sft/checkpoints/last.ckpt
   bluelm-fit --config 3b/sft.yaml --summary
@@ -51,8 +53,12 @@ def main(arguments: list[str]) -> int:
         if code:
             return code
         parent = ROOT / name / "checkpoints" / "last.ckpt"
-    _say("evaluating on held-out data, both modes", started)
-    _evaluate(started, ROOT / "sft", ROOT)
+    from bluelm_lightning.quickstart.rl_report import compare
+
+    _say("what reinforcement learning changed: held-out scans, sampled, greedy, and under thinking budgets", started)
+    changed = compare(ROOT / "sft", ROOT / "rl", ROOT)
+    _say("evaluating the fine-tuned model on held-out data, both modes", started)
+    _evaluate(started, ROOT / "sft", ROOT, rl=changed)
     print(_NEXT.format(root=ROOT))
     return 0
 
@@ -63,7 +69,7 @@ def _fit(arguments: list[str]) -> int:
     return fit(arguments)
 
 
-def _evaluate(started: float, run: Path, out: Path) -> None:
+def _evaluate(started: float, run: Path, out: Path, **more: Any) -> None:
     from bluelm_lightning.cli.load import load_run
     from bluelm_lightning.evaluation import evaluate
     from bluelm_lightning.quickstart.prepare import held_out_sources
@@ -78,7 +84,7 @@ def _evaluate(started: float, run: Path, out: Path) -> None:
     draw_accuracy(out / "accuracy.png", results)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024  # Linux reports KiB
     wall = time.time() - started
-    write_summary(out / "summary.json", results, wall, peak)
+    write_summary(out / "summary.json", results, wall, peak, **more)
     print(f"{wall:.0f} s in all, {peak / 2**30:.2f} GiB at the peak")
 
 
