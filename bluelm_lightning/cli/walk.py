@@ -42,7 +42,7 @@ def walk(value: Any, hint: Any, key: str) -> None:
 def _values_of(options: list[Any]) -> Any:
     """The type of the values of a mapping from names to classes; None: no such mapping."""
     values = [typing.get_args(option)[1] for option in options if typing.get_origin(option) is dict]
-    return next((value for value in values if classes_of(value)), None)
+    return next((value for value in values if value is not Any and classes_of(value)), None)
 
 
 def _is_mapping(value: Any, options: list[Any]) -> bool:

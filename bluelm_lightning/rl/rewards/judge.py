@@ -13,7 +13,6 @@ import urllib.error
 import urllib.request
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import Protocol
 
 from bluelm_lightning.errors import ConfigError
 from bluelm_lightning.rl.rewards.base import Reward
@@ -29,13 +28,15 @@ RUBRIC = {
 LOWEST, HIGHEST = 1, 10
 
 
-class JudgeEngine(Protocol):
-    """Anything that completes a prompt: an endpoint, a model in this process."""
+class JudgeEngine:
+    """Completes a prompt: an endpoint, a model in this process. A subclass defines :meth:`complete`."""
 
-    def complete(self, prompt: str) -> str: ...
+    def complete(self, prompt: str) -> str:
+        """The reply to one prompt, called from several threads. Whatever it raises is a failed attempt."""
+        raise TypeError(f"{type(self).__name__} must define complete(prompt)")
 
 
-class OpenAIEngine:
+class OpenAIEngine(JudgeEngine):
     """A chat endpoint of OpenAI's form, such as vLLM serves.
 
     Args:
