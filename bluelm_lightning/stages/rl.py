@@ -107,16 +107,9 @@ class RLStage(Stage):
         """Micro-batches of experience from the present weights; none where no rollout can teach anything."""
         if self.budget is None and any(prompt.budget is not None for prompt in prompts):
             raise ConfigError("the data draws thinking budgets; give the stage its reserve", "model.budget")
-        rollouts = roll_out(
-            self.vlm,
-            prompts,
-            self.tokenizer,
-            self.sampling,
-            self.plan.group_size,
-            self.budget,
-            self.plan.batch_size,
-            self.global_step,
-        )
+        fixed = (self.tokenizer, self.sampling, self.plan.group_size, self.budget, self.plan.batch_size)
+        with self.trainer.precision_plugin.forward_context():
+            rollouts = roll_out(self.vlm, prompts, *fixed, step=self.global_step)
         scored = self.rewards.score(rollouts)
         advantages = self._advantages(scored)
         useful = self._useful(rollouts, scored, advantages)
@@ -141,7 +134,7 @@ class RLStage(Stage):
     def _experience(self, rollouts: list[Rollout], advantages: Tensor, metrics: dict[str, float]) -> list[Experience]:
         accumulate, plan = self.trainer.accumulate_grad_batches, self.plan
         parts = plan.minibatches * accumulate
-        if len(rollouts) < parts:
+        if not self._everyone(len(rollouts) >= parts):
             return []
         tokens = ThinkingTokens.of(self.tokenizer)
         fixed = (self.budget, self.sampling.max_new_tokens, tokens, self.tokenizer.pad_token_id)
@@ -155,6 +148,13 @@ class RLStage(Stage):
         packed[0].metrics = metrics
         later = [replace(item, metrics={}) for _ in range(plan.epochs - 1) for item in packed]
         return packed + later
+
+    def _everyone(self, ready: bool) -> bool:
+        """Whether every process is ready: they must take equally many steps, or some would wait forever."""
+        if self.trainer.world_size == 1:
+            return ready
+        votes = torch.tensor(float(ready), device=self.device)
+        return int(self.trainer.strategy.reduce(votes, reduce_op="sum")) == self.trainer.world_size
 
     def _share_denominators(self, step: list[Experience]) -> None:
         """Sequences and tokens of the whole optimizer step, so that micro-batches and processes sum to one batch."""
