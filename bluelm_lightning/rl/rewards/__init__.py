@@ -8,6 +8,7 @@ from bluelm_lightning.rl.rewards.lengths import GroupOverlong
 from bluelm_lightning.rl.rewards.math_verify import MathVerify
 from bluelm_lightning.rl.rewards.router import RewardRouter
 from bluelm_lightning.rl.rewards.rules import ExactMatch, MultipleChoice, NumericMatch
+from bluelm_lightning.rl.rewards.service import RemoteReward
 from bluelm_lightning.rl.rewards.trl import TRLReward
 
 __all__ = [
@@ -20,6 +21,7 @@ __all__ = [
     "NumericMatch",
     "OpenAIEngine",
     "ReasoningGym",
+    "RemoteReward",
     "Repetition",
     "Reward",
     "RewardRouter",
