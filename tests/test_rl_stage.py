@@ -17,7 +17,7 @@ from bluelm_lightning.errors import ConfigError, DataError
 from bluelm_lightning.generation import Sampling
 from bluelm_lightning.generation.decode import forbidden
 from bluelm_lightning.rl.experience import deal, whole
-from bluelm_lightning.rl.policy_loss import DAPO, GSPO, DrGRPO
+from bluelm_lightning.rl.policy_loss import DAPO, GSPO, DrGRPO, PolicyLoss
 from bluelm_lightning.rl.rewards import Reward, RewardRouter
 from bluelm_lightning.stages import AdamW, RLStage, RolloutPlan
 from bluelm_lightning.types import Score
@@ -83,6 +83,21 @@ def test_it_learns_what_is_rewarded(tmp_path, algorithm):
     fit(stage, data_of(tmp_path), tmp_path, 40, peek)
     rewards = [logged["reward/low/mean"] for logged in peek.logged]
     assert sum(rewards[-5:]) / 5 > sum(rewards[:5]) / 5 + 0.3
+
+
+def test_the_reference_is_the_policy_as_it_was_handed_over(tmp_path):
+    stage, peek = stage_of(algorithm=PolicyLoss(kl_coef=0.1)), Peek()
+    with torch.no_grad():
+        stage.vlm.decoder.output_weight.mul_(1.5)  # as --init_from does: after the stage was built
+    handed = {name: value.clone() for name, value in stage.vlm.state_dict().items()}
+    fit(stage, data_of(tmp_path), tmp_path, 6, peek)
+    assert peek.logged[0]["policy/kl"] == 0.0
+    assert peek.logged[-1]["policy/kl"] > 0.0
+    assert all(torch.equal(value, handed[name]) for name, value in stage.reference.state_dict().items())
+    again = stage_of(algorithm=PolicyLoss(kl_coef=0.1))
+    fit(again, data_of(tmp_path), tmp_path, 7, ckpt_path=tmp_path / "checkpoints" / "last.ckpt")
+    assert all(torch.equal(value, handed[name]) for name, value in again.reference.state_dict().items())
+    assert stage_of().reference is None
 
 
 def test_several_updates_on_the_same_rollouts_move_the_ratio(tmp_path):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -12,7 +13,7 @@ from bluelm_lightning.components.vlm import VisionLanguageModel
 from bluelm_lightning.errors import ConfigError
 from bluelm_lightning.generation.budget import ThinkingBudget, ThinkingTokens
 from bluelm_lightning.generation.decode import forbidden
-from bluelm_lightning.generation.engine import roll_out
+from bluelm_lightning.generation.engine import evaluating, roll_out
 from bluelm_lightning.generation.sampling import Sampling
 from bluelm_lightning.rl.advantages import group_advantages, rloo_advantages
 from bluelm_lightning.rl.experience import deal, pack_experience
@@ -23,7 +24,7 @@ from bluelm_lightning.rl.scoring import token_logprobs
 from bluelm_lightning.stages.base import Stage
 from bluelm_lightning.stages.optim import AdamW
 from bluelm_lightning.stages.schedules import Schedule
-from bluelm_lightning.types import Experience, PackedBatch, Prompt, Rollout, Scored
+from bluelm_lightning.types import IGNORE, Experience, PackedBatch, Prompt, Rollout, Scored
 
 _ADVANTAGES = ("std", "none", "rloo")
 
@@ -72,7 +73,7 @@ class RLStage(Stage):
     Args:
         vlm: the policy.
         rewards: what the rollouts are worth.
-        algorithm: the loss.
+        algorithm: the loss. If its ``kl_coef`` is not 0, a frozen copy of the policy is kept as the reference.
         sampling: how rollouts are drawn; the policy that is optimised is this distribution.
         budget: reserve and closing text of thinking budgets; default: no rule, and a budget in a prompt is an error.
         plan: group size, minibatches, epochs.
@@ -97,6 +98,12 @@ class RLStage(Stage):
         self.sampling, self.budget = sampling or Sampling(temperature=1.0), budget
         if self.sampling.temperature <= 0:
             raise ConfigError("greedy rollouts do not differ; give a temperature above 0", "model.sampling.temperature")
+        self.reference = copy.deepcopy(vlm).requires_grad_(False) if self.algorithm.kl_coef else None
+
+    def on_fit_start(self) -> None:
+        """The reference is the policy as it was handed over; a run that is continued has it in its checkpoint."""
+        if self.reference is not None and self.trainer.ckpt_path is None:
+            self.reference.load_state_dict(self.vlm.state_dict())
 
     @property
     def tokenizer(self) -> Any:
@@ -167,20 +174,27 @@ class RLStage(Stage):
     @torch.no_grad()
     def _old_logprobs(self, item: Experience) -> Tensor:
         with self.trainer.precision_plugin.forward_context():
-            return self._score(item.to(self.device))[0].cpu()
+            return self._score(self.vlm, item.to(self.device))[0].cpu()
 
-    def _score(self, batch: Experience) -> tuple[Tensor, Tensor]:
-        """Log-probabilities and entropies float32[M] of the written tokens."""
-        hidden, ids, _ = self.labelled(batch)
+    def _score(self, vlm: VisionLanguageModel, batch: Experience) -> tuple[Tensor, Tensor]:
+        """Log-probabilities and entropies float32[M] of the written tokens under the weights of ``vlm``."""
+        places = (batch.labels.flatten() != IGNORE).nonzero().flatten()
+        hidden, ids = vlm(batch).flatten(0, 1)[places], batch.labels.flatten()[places]
         never = forbidden(self.vocab_size, self.tokenizer).to(hidden.device)
         tokens = ThinkingTokens.of(self.tokenizer)
-        weight = self.vlm.decoder.output_weight
-        return token_logprobs(hidden, weight, ids, batch.stops, self.sampling, never, tokens)
+        return token_logprobs(hidden, vlm.decoder.output_weight, ids, batch.stops, self.sampling, never, tokens)
+
+    @torch.no_grad()
+    def _reference_logprobs(self, batch: Experience) -> Tensor | None:
+        if self.reference is None:
+            return None
+        with evaluating(self.reference):
+            return self._score(self.reference, batch)[0]
 
     # ------------------------------------------------------------------ loop
     def training_step(self, batch: PackedBatch, batch_idx: int) -> Tensor:
         assert isinstance(batch, Experience)
-        logprobs, entropy = self._score(batch)
+        logprobs, entropy = self._score(self.vlm, batch)
         old = torch.where(batch.old.isnan(), logprobs.detach(), batch.old)  # exactly 1 is the ratio of a first update
         loss, stats = self.algorithm(
             logprobs,
@@ -191,6 +205,7 @@ class RLStage(Stage):
             batch.num_sequences,
             batch.num_learned,
             behaviour=batch.behaviour,
+            reference=self._reference_logprobs(batch),
         )
         values = {f"policy/{name}": float(value) for name, value in stats.items()} | batch.metrics
         values |= {"policy/loss": float(loss.detach()), "policy/entropy": float(entropy[batch.learned].mean())}
