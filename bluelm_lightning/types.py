@@ -195,6 +195,8 @@ class Experience(PackedBatch):
     stops: Tensor  # bool[M, 2], </s> and <think> were ruled out when the token was drawn
     num_sequences: int  # of the whole optimizer step, all micro-batches and processes
     num_learned: int  # learned tokens of the whole optimizer step
+    values: Tensor | None = None  # float32[M], PPO: expected return before each token when the rollouts were scored
+    returns: Tensor | None = None  # float32[M], PPO: what came of it
     metrics: dict[str, float] = field(default_factory=dict)  # of the rollouts, on the first micro-batch only
 
 
@@ -222,7 +224,11 @@ class StageModel(Protocol):
 class Learner(Protocol):
     """What a loader of prompts asks of a stage that learns from its own rollouts."""
 
-    def collect(self, prompts: list[Prompt]) -> list[Experience]: ...
+    def write(self, prompts: list[Prompt], first_group: int = 0) -> list[Scored]: ...
+
+    def informative(self, scored: list[Scored]) -> int: ...
+
+    def learn(self, scored: list[Scored]) -> list[Experience]: ...
 
 
 class StageData(Protocol):

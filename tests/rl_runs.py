@@ -14,11 +14,13 @@ sys.path.insert(0, str(Path(__file__).parent))
 from tiny import png, tiny_tokenizer, tiny_vlm
 
 from bluelm_lightning.callbacks import ThinkingBudgetCurriculum
+from bluelm_lightning.components import ValueHead
 from bluelm_lightning.data.budgets import BudgetRange
 from bluelm_lightning.datamodules import PromptDataModule, SourceSpec
 from bluelm_lightning.generation import Sampling, ThinkingBudget
+from bluelm_lightning.rl.policy_loss import DAPO, GSPO, DrGRPO, PolicyLoss
 from bluelm_lightning.rl.rewards import Repetition, Reward, RewardRouter
-from bluelm_lightning.stages import AdamW, RLStage, RolloutPlan
+from bluelm_lightning.stages import AdamW, PPOStage, RLStage, RolloutPlan, ValuePlan
 from bluelm_lightning.types import Sample, Score
 
 
@@ -66,6 +68,26 @@ def stage_of(**options) -> RLStage:
     plan = RolloutPlan(**{"group_size": 4, "batch_size": 4, **options.pop("plan", {})})
     options = {"optimizer": AdamW(lr=3e-3), "budget": ThinkingBudget(answer_reserve=3), **options}
     return RLStage(tiny_vlm(seed=2), rewards, sampling=Sampling(12, 1.0), plan=plan, **options)
+
+
+def ppo_stage_of(**options) -> PPOStage:
+    torch.manual_seed(5)
+    values = ValuePlan(**options.pop("values", {}))
+    plan = RolloutPlan(**{"group_size": 4, "batch_size": 4, **options.pop("plan", {})})
+    options = {"optimizer": AdamW(lr=3e-3), "budget": ThinkingBudget(answer_reserve=3), **options}
+    rewards = options.pop("rewards", None) or RewardRouter({"low": WantsLowIds(), "repetition": Repetition(4)})
+    vlm, head = tiny_vlm(seed=2), ValueHead(32)
+    return PPOStage(vlm, head, rewards, values, sampling=Sampling(12, 1.0), plan=plan, **options)
+
+
+ALGORITHMS = {
+    "grpo": stage_of,
+    "dr_grpo": lambda **o: stage_of(algorithm=DrGRPO(12), plan={"advantage": "none"}, **o),
+    "dapo": lambda **o: stage_of(algorithm=DAPO(), **o),
+    "gspo": lambda **o: stage_of(algorithm=GSPO(0.1, 0.1), **o),
+    "rloo": lambda **o: stage_of(algorithm=PolicyLoss(aggregate="token"), plan={"advantage": "rloo"}, **o),
+    "ppo": ppo_stage_of,
+}
 
 
 def data_of(folder: Path, source: Questions | None = None, **options) -> PromptDataModule:

@@ -17,6 +17,7 @@ from bluelm_lightning.components import (
     MLPProjector,
     Projector,
     ResamplerProjector,
+    ValueHead,
     VisionEncoder,
     VisionLanguageModel,
     ViTEncoder,
@@ -26,6 +27,15 @@ from bluelm_lightning.data.packing import pack
 from bluelm_lightning.errors import ConfigError
 
 FAMILIES = (VisionEncoder, Projector, Decoder)
+
+
+def tiny_value() -> ValueHead:
+    """Not at its start, where the last layer is zero and no gradient reaches the first."""
+    head = ValueHead(32, 16)
+    torch.nn.init.normal_(head.out.weight)
+    return head
+
+
 BUILDERS = {  # a component that needs arguments to be tiny; others are built without any
     ViTEncoder: tiny_vit,
     MLPProjector: lambda: MLPProjector(24, 32),
@@ -33,6 +43,7 @@ BUILDERS = {  # a component that needs arguments to be tiny; others are built wi
     ResamplerProjector: lambda: ResamplerProjector(24, 32, num_queries=5),
     CausalDecoder: tiny_decoder,
     VisionLanguageModel: tiny_vlm,
+    ValueHead: tiny_value,
 }
 
 
@@ -96,7 +107,19 @@ def run_vlm(vlm: VisionLanguageModel):
     return hidden @ vlm.decoder.output_weight.T
 
 
-CONTRACTS = {VisionEncoder: run_vision, Projector: run_projector, Decoder: run_decoder, VisionLanguageModel: run_vlm}
+def run_value(head: ValueHead):
+    values = head(torch.randn(2, 5, head.decoder_dim, dtype=torch.bfloat16))
+    assert values.shape == (2, 5)
+    return values
+
+
+CONTRACTS = {
+    VisionEncoder: run_vision,
+    Projector: run_projector,
+    Decoder: run_decoder,
+    VisionLanguageModel: run_vlm,
+    ValueHead: run_value,
+}
 
 
 def test_the_walk_finds_every_component():

@@ -17,9 +17,9 @@ from bluelm_lightning.errors import ConfigError, DataError
 from bluelm_lightning.generation import Sampling
 from bluelm_lightning.generation.decode import forbidden
 from bluelm_lightning.rl.experience import deal, whole
-from bluelm_lightning.rl.policy_loss import DAPO, GSPO, DrGRPO, PolicyLoss
+from bluelm_lightning.rl.policy_loss import PolicyLoss
 from bluelm_lightning.rl.rewards import Reward, RewardRouter
-from bluelm_lightning.stages import AdamW, RLStage, RolloutPlan
+from bluelm_lightning.stages import RLStage, RolloutPlan
 from bluelm_lightning.types import Score
 
 HERE = Path(__file__).parent
@@ -75,14 +75,6 @@ def test_the_gradient_is_that_of_the_objective_written_out(tmp_path, monkeypatch
     scale = max(float(g.abs().max()) for g in wanted.values())
     assert max(float((peek.gradients[n] - wanted[n]).abs().max()) for n in wanted) < 2e-6 * max(scale, 1)
     assert peek.logged[0]["policy/ratio"] == 1.0
-
-
-@pytest.mark.parametrize("algorithm", [None, DrGRPO(12), DAPO(), GSPO(0.1, 0.1)])
-def test_it_learns_what_is_rewarded(tmp_path, algorithm):
-    stage, peek = stage_of(algorithm=algorithm, optimizer=AdamW(lr=5e-3)), Peek()
-    fit(stage, data_of(tmp_path), tmp_path, 40, peek)
-    rewards = [logged["reward/low/mean"] for logged in peek.logged]
-    assert sum(rewards[-5:]) / 5 > sum(rewards[:5]) / 5 + 0.3
 
 
 def test_the_reference_is_the_policy_as_it_was_handed_over(tmp_path):
@@ -197,7 +189,9 @@ def stage_rollouts(lengths):
 def test_nonsense_is_refused():
     with pytest.raises(ConfigError, match="temperature above 0"):
         RLStage(stage_of().vlm, RewardRouter({"low": WantsLowIds()}), sampling=Sampling(12, 0.0))
-    for wrong in ({"group_size": 1}, {"epochs": 0}, {"advantage": "best"}):
+    with pytest.raises(ConfigError, match="nothing to be compared with"):
+        stage_of(plan={"group_size": 1})
+    for wrong in ({"group_size": 0}, {"epochs": 0}, {"advantage": "best"}):
         with pytest.raises(ConfigError, match=r"model\.plan"):
             RolloutPlan(**wrong)
 

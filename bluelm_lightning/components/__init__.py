@@ -3,6 +3,7 @@
 from bluelm_lightning.components.base import Component, Decoder, Projector, VisionEncoder
 from bluelm_lightning.components.decoder import CausalDecoder
 from bluelm_lightning.components.projector import LinearProjector, MLPProjector, ResamplerProjector
+from bluelm_lightning.components.value import ValueHead
 from bluelm_lightning.components.vit import ViTEncoder
 from bluelm_lightning.components.vlm import VisionLanguageModel
 
@@ -14,6 +15,7 @@ __all__ = [
     "MLPProjector",
     "Projector",
     "ResamplerProjector",
+    "ValueHead",
     "ViTEncoder",
     "VisionEncoder",
     "VisionLanguageModel",

@@ -73,7 +73,7 @@ class PromptLoader:
         while True:
             if not left:
                 prompts, draws = self._draw(draws)
-                left = self.learner.collect(prompts)
+                left = self.learner.learn(self.learner.write(prompts))
                 empty = 0 if left else empty + 1  # every rollout of a group may have the same reward
                 if empty >= _MOST_EMPTY:
                     raise DataError(

@@ -18,13 +18,14 @@ from bluelm_lightning.types import Sample
 
 VOCAB_SIZE = 384
 SLIP_SHARE = 0.12  # of the steps in digit traces: unchecked traces, whose habits reinforcement learning has to undo
+STYLES = {"terse": 0.3, "read": 0.4, "again": 0.3}  # of digit traces: there is a habit of thinking twice to unlearn
 TURNS = 4  # questions on one easy-VQA picture in a conversation: the picture is encoded once for all of them
 
 
 def training_sources() -> dict[str, Iterator[Sample]]:
     """Folder name -> samples. Every sample is made from training scans, training pictures or training questions."""
     return {  # the longest to write first
-        "digits_sum": digit_sums("train", 14_000, seed=4, thinking=True, slip_share=SLIP_SHARE),
+        "digits_sum": digit_sums("train", 14_000, seed=4, thinking=True, slip_share=SLIP_SHARE, styles=STYLES),
         "digits_caption": digit_reading("train", 12_000, seed=2),
         "easy_vqa": chain.from_iterable(easy_vqa.conversations("train", TURNS, seed, thinking=True) for seed in (0, 1)),
         "digit_caption": digit_reading("train", 5_000, seed=1, num_digits=(1, 1), canvases=((64, 64),)),

@@ -1,10 +1,12 @@
 """Root modules: one class for each kind of training."""
 
+from bluelm_lightning.rl.plan import RolloutPlan, ValuePlan
 from bluelm_lightning.stages.base import Stage
 from bluelm_lightning.stages.muon import Muon
 from bluelm_lightning.stages.optim import AdamW, ParameterGroup
+from bluelm_lightning.stages.ppo import PPOStage
 from bluelm_lightning.stages.pretrain import PretrainStage
-from bluelm_lightning.stages.rl import RLStage, RolloutPlan
+from bluelm_lightning.stages.rl import RLStage
 from bluelm_lightning.stages.schedules import Constant, Schedule, WarmupCosine, WarmupStableDecay
 from bluelm_lightning.stages.sft import SFTStage
 
@@ -12,6 +14,7 @@ __all__ = [
     "AdamW",
     "Constant",
     "Muon",
+    "PPOStage",
     "ParameterGroup",
     "PretrainStage",
     "RLStage",
@@ -19,6 +22,7 @@ __all__ = [
     "SFTStage",
     "Schedule",
     "Stage",
+    "ValuePlan",
     "WarmupCosine",
     "WarmupStableDecay",
 ]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -18,6 +18,7 @@ from bluelm_lightning.generation.sampling import Sampling
 from bluelm_lightning.rl.advantages import group_advantages, rloo_advantages
 from bluelm_lightning.rl.experience import deal, pack_experience
 from bluelm_lightning.rl.forensics import rollout_metrics
+from bluelm_lightning.rl.plan import RolloutPlan
 from bluelm_lightning.rl.policy_loss import GRPO, PolicyLoss
 from bluelm_lightning.rl.rewards.router import RewardRouter
 from bluelm_lightning.rl.scoring import token_logprobs
@@ -26,46 +27,12 @@ from bluelm_lightning.stages.optim import AdamW
 from bluelm_lightning.stages.schedules import Schedule
 from bluelm_lightning.types import IGNORE, Experience, PackedBatch, Prompt, Rollout, Scored
 
-_ADVANTAGES = ("std", "none", "rloo")
-
-
-@dataclass(frozen=True)
-class RolloutPlan:
-    """How rollouts become updates.
-
-    Args:
-        group_size: answers to each prompt.
-        advantage: ``std`` = (r - mean) / std of the group (GRPO), ``none`` = r - mean (Dr. GRPO), ``rloo`` =
-            against the mean of the others.
-        minibatches: optimizer steps in one pass over the rollouts.
-        epochs: passes.
-        drop_zero_variance: leave out groups whose rollouts all have the same reward: they teach nothing (DAPO).
-        batch_size: prompts decoded together.
-
-    Raises:
-        ConfigError: a number below 1 (group_size: 2), or an unknown advantage.
-    """
-
-    group_size: int = 8
-    advantage: str = "std"
-    minibatches: int = 1
-    epochs: int = 1
-    drop_zero_variance: bool = True
-    batch_size: int = 16
-
-    def __post_init__(self) -> None:
-        for key, least in (("group_size", 2), ("minibatches", 1), ("epochs", 1), ("batch_size", 1)):
-            if getattr(self, key) < least:
-                raise ConfigError(f"{getattr(self, key)} is below {least}", f"model.plan.{key}")
-        if self.advantage not in _ADVANTAGES:
-            raise ConfigError(f"{self.advantage!r} is not one of {', '.join(_ADVANTAGES)}", "model.plan.advantage")
-
 
 class RLStage(Stage):
     """Policy optimisation over groups of rollouts.
 
-    1. the data module draws prompts and calls :meth:`collect`, which decodes a group of answers to each prompt,
-    2. scores them, computes advantages and packs them into micro-batches of experience;
+    1. the data module draws prompts and calls :meth:`write`, which decodes a group of answers to each and scores them;
+    2. :meth:`learn` computes advantages and packs micro-batches of experience;
     3. :meth:`training_step` is only the loss of one micro-batch.
 
     Source: BlueLM-2.5-3B, reinforcement learning: one phase, GRPO, reward = correctness + format + repetition + length.
@@ -79,6 +46,8 @@ class RLStage(Stage):
         plan: group size, minibatches, epochs.
         optimizer, schedule, frozen, clip_norm: as :class:`Stage`.
     """
+
+    least_group = 2  # rollouts of a prompt
 
     def __init__(
         self,
@@ -98,6 +67,9 @@ class RLStage(Stage):
         self.sampling, self.budget = sampling or Sampling(temperature=1.0), budget
         if self.sampling.temperature <= 0:
             raise ConfigError("greedy rollouts do not differ; give a temperature above 0", "model.sampling.temperature")
+        if self.plan.group_size < self.least_group:
+            raise ConfigError("a group of one has nothing to be compared with; give 2 or more", "model.plan.group_size")
+        self.scored: list[Scored] = []
         self.reference = copy.deepcopy(vlm).requires_grad_(False) if self.algorithm.kl_coef else None
 
     def on_fit_start(self) -> None:
@@ -110,35 +82,50 @@ class RLStage(Stage):
         return self.trainer.datamodule.tokenizer  # type: ignore[attr-defined]
 
     # ------------------------------------------------------------------ rollouts
-    def collect(self, prompts: list[Prompt]) -> list[Experience]:
-        """Micro-batches of experience from the present weights; none where no rollout can teach anything."""
+    def write(self, prompts: list[Prompt], first_group: int = 0) -> list[Scored]:
+        """A group of scored answers to each prompt, from the present weights.
+
+        Args:
+            prompts: what to answer.
+            first_group: number of the first prompt's group.
+        """
         if self.budget is None and any(prompt.budget is not None for prompt in prompts):
             raise ConfigError("the data draws thinking budgets; give the stage its reserve", "model.budget")
         fixed = (self.tokenizer, self.sampling, self.plan.group_size, self.budget, self.plan.batch_size)
         with self.trainer.precision_plugin.forward_context():
             rollouts = roll_out(self.vlm, prompts, *fixed, step=self.global_step)
-        scored = self.rewards.score(rollouts)
-        advantages = self._advantages(scored)
-        useful = self._useful(rollouts, scored, advantages)
-        metrics = rollout_metrics(scored)
-        return self._experience([rollouts[i] for i in useful], advantages[useful], metrics)
+        for rollout in rollouts:
+            rollout.group += first_group
+        return self.rewards.score(rollouts)
 
-    def _advantages(self, scored: list[Scored]) -> Tensor:
-        """float32[R]; 0 where the total is missing."""
+    def informative(self, scored: list[Scored]) -> int:
+        """Groups that teach something."""
+        return len({scored[i].rollout.group for i in self._useful(scored, self._credit(scored))})
+
+    def learn(self, scored: list[Scored]) -> list[Experience]:
+        """Micro-batches of experience; none where no rollout can teach anything."""
+        self.scored = scored  # for callbacks, until the next
+        credit = self._credit(scored)
+        useful = self._useful(scored, credit)
+        return self._experience([scored[i].rollout for i in useful], credit[useful], rollout_metrics(scored))
+
+    def _credit(self, scored: list[Scored]) -> Tensor:
+        """float32[R], the advantage of each rollout; 0 where the total is missing."""
         totals = torch.tensor([float("nan") if item.total is None else item.total for item in scored])
         groups = torch.tensor([item.rollout.group for item in scored])
         if self.plan.advantage == "rloo":
             return rloo_advantages(totals, groups)
         return group_advantages(totals, groups, scale=self.plan.advantage)
 
-    def _useful(self, rollouts: list[Rollout], scored: list[Scored], advantages: Tensor) -> list[int]:
+    def _useful(self, scored: list[Scored], credit: Tensor) -> list[int]:
+        """Places of the rollouts that are learnt from."""
         keep = [item.total is not None for item in scored]
         if self.plan.drop_zero_variance:
-            teaches = {r.group for r, a in zip(rollouts, advantages.tolist()) if a != 0}
-            keep = [ok and r.group in teaches for ok, r in zip(keep, rollouts)]
+            teaches = {item.rollout.group for item, a in zip(scored, credit.tolist()) if a != 0}
+            keep = [ok and item.rollout.group in teaches for ok, item in zip(keep, scored)]
         return [i for i, ok in enumerate(keep) if ok]
 
-    def _experience(self, rollouts: list[Rollout], advantages: Tensor, metrics: dict[str, float]) -> list[Experience]:
+    def _experience(self, rollouts: list[Rollout], credit: Tensor, metrics: dict[str, float]) -> list[Experience]:
         accumulate, plan = self.trainer.accumulate_grad_batches, self.plan
         parts = plan.minibatches * accumulate
         if not self._everyone(len(rollouts) >= parts):
@@ -146,15 +133,27 @@ class RLStage(Stage):
         tokens = ThinkingTokens.of(self.tokenizer)
         fixed = (self.budget, self.sampling.max_new_tokens, tokens, self.tokenizer.pad_token_id)
         heaps = deal(rollouts, parts)
-        packed = [pack_experience([rollouts[i] for i in heap], advantages[heap], *fixed) for heap in heaps]
+        packed = [pack_experience([rollouts[i] for i in heap], credit[heap], *fixed) for heap in heaps]
         for start in range(0, parts, accumulate):
             self._share_denominators(packed[start : start + accumulate])
-        if plan.minibatches * plan.epochs > 1:
-            for item in packed:
-                item.old = self._old_logprobs(item)
+        self._look_back(packed)
         packed[0].metrics = metrics
         later = [replace(item, metrics={}) for _ in range(plan.epochs - 1) for item in packed]
         return packed + later
+
+    def _look_back(self, packed: list[Experience]) -> None:
+        """What the weights before the first update say of the rollouts, where later updates must know it."""
+        if self.plan.minibatches * self.plan.epochs > 1:
+            for item in packed:
+                item.old = self._before(item)[0].cpu()
+
+    @torch.no_grad()
+    def _before(self, item: Experience) -> tuple[Tensor, Tensor]:
+        """Log-probabilities and states of an update that is yet to come."""
+        with self.trainer.precision_plugin.forward_context():
+            batch = item.to(self.device)
+            states = self._states(self.vlm, batch)
+            return self._score(self.vlm, states, batch)[0], states
 
     def _everyone(self, ready: bool) -> bool:
         """Whether every process is ready: they must take equally many steps, or some would wait forever."""
@@ -171,30 +170,31 @@ class RLStage(Stage):
         for item in step:
             item.num_sequences, item.num_learned = int(counts[0]), int(counts[1])
 
-    @torch.no_grad()
-    def _old_logprobs(self, item: Experience) -> Tensor:
-        with self.trainer.precision_plugin.forward_context():
-            return self._score(self.vlm, item.to(self.device))[0].cpu()
-
-    def _score(self, vlm: VisionLanguageModel, batch: Experience) -> tuple[Tensor, Tensor]:
-        """Log-probabilities and entropies float32[M] of the written tokens under the weights of ``vlm``."""
+    def _states(self, vlm: VisionLanguageModel, batch: Experience) -> Tensor:
+        """float[M, D], the states from which the written tokens were drawn."""
         places = (batch.labels.flatten() != IGNORE).nonzero().flatten()
-        hidden, ids = vlm(batch).flatten(0, 1)[places], batch.labels.flatten()[places]
-        never = forbidden(self.vocab_size, self.tokenizer).to(hidden.device)
+        return vlm(batch).flatten(0, 1)[places]
+
+    def _score(self, vlm: VisionLanguageModel, states: Tensor, batch: Experience) -> tuple[Tensor, Tensor]:
+        """Log-probabilities and entropies float32[M] of the written tokens under the weights of ``vlm``."""
+        ids = batch.labels.flatten()
+        ids = ids[ids != IGNORE]
+        never = forbidden(self.vocab_size, self.tokenizer).to(states.device)
         tokens = ThinkingTokens.of(self.tokenizer)
-        return token_logprobs(hidden, vlm.decoder.output_weight, ids, batch.stops, self.sampling, never, tokens)
+        return token_logprobs(states, vlm.decoder.output_weight, ids, batch.stops, self.sampling, never, tokens)
 
     @torch.no_grad()
     def _reference_logprobs(self, batch: Experience) -> Tensor | None:
         if self.reference is None:
             return None
         with evaluating(self.reference):
-            return self._score(self.reference, batch)[0]
+            return self._score(self.reference, self._states(self.reference, batch), batch)[0]
 
     # ------------------------------------------------------------------ loop
     def training_step(self, batch: PackedBatch, batch_idx: int) -> Tensor:
         assert isinstance(batch, Experience)
-        logprobs, entropy = self._score(self.vlm, batch)
+        states = self._states(self.vlm, batch)
+        logprobs, entropy = self._score(self.vlm, states, batch)
         old = torch.where(batch.old.isnan(), logprobs.detach(), batch.old)  # exactly 1 is the ratio of a first update
         loss, stats = self.algorithm(
             logprobs,
@@ -209,9 +209,14 @@ class RLStage(Stage):
         )
         values = {f"policy/{name}": float(value) for name, value in stats.items()} | batch.metrics
         values |= {"policy/loss": float(loss.detach()), "policy/entropy": float(entropy[batch.learned].mean())}
-        self.log_dict(values, on_step=True, on_epoch=False, batch_size=1)
+        loss, more = self._more_loss(loss, states, batch)
+        self.log_dict(values | more, on_step=True, on_epoch=False, batch_size=1)
         # Lightning divides by the micro-batches and the strategy by the processes; the denominators hold both already.
         return loss * (self.trainer.accumulate_grad_batches * self.trainer.world_size)
+
+    def _more_loss(self, loss: Tensor, states: Tensor, batch: Experience) -> tuple[Tensor, dict[str, float]]:
+        """The loss with whatever a subclass adds to it, and what to log."""
+        return loss, {}
 
     def validation_step(self, batch: PackedBatch, batch_idx: int) -> None:
         raise ConfigError("reinforcement learning has no validation loss; drop it and evaluate", "data.val_sources")
