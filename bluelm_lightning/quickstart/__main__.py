@@ -77,7 +77,7 @@ def _evaluate(started: float, run: Path, out: Path, **more: Any) -> None:
 
     stage, data = load_run(run)
     samples = [sample for source in held_out_sources().values() for sample in source]
-    results, answers = evaluate(stage.vlm, data.encoder, samples, max_new_tokens=64)
+    results, answers = evaluate(stage.vlm, data.encoder, samples, max_new_tokens=72)
     print_table(results)
     pictured = ["digits_sum", "easy_vqa.yes_no", "easy_vqa.shape", "easy_vqa.color"]
     draw_answers(out / "answers.png", answers, pictured)

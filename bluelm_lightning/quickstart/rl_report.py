@@ -16,9 +16,9 @@ from bluelm_lightning.rl.forensics import mean, mode_obedience, spread
 from bluelm_lightning.types import Prompt, Rollout
 
 COPIES = 8
-BUDGETS = (0, 4, 8, 12, 16, 20, 24, 28, 32, None)
+BUDGETS = (0, 4, 8, 12, 16, 20, 24, 28, 32, 48, None)
 RULE = ThinkingBudget(answer_reserve=8)
-_MOST_TOKENS = 64
+_MOST_TOKENS = 72
 
 
 def compare(before: Path, after: Path, out: Path, count: int = 300) -> dict[str, Any]:
