@@ -113,12 +113,12 @@ def main(folder: Path, name: str) -> None:
     """``whole``: eleven batches. ``killed``: after the eighth. ``resumed``: from the last checkpoint to the end."""
     torch.set_num_threads(1)
     L.seed_everything(0, verbose=False)
-    options = {"plan": {"minibatches": 2, "epochs": 2}} if folder.name == "buffered" else {}
+    options = {"buffered": {"plan": {"minibatches": 2, "epochs": 2}}, "ahead": {"plan": {"ahead": True}}}
     diary = Diary(folder / f"{name}.txt", 8 if name == "killed" else 0)
     curriculum = ThinkingBudgetCurriculum((4, 8), (0, 2), total_steps=6, free_share=0.3)
     last = folder / "checkpoints" / "last.ckpt"
     fit(
-        stage_of(**options),
+        stage_of(**options.get(folder.name, {})),
         data_of(folder),
         folder,
         11,

@@ -113,9 +113,9 @@ def test_accumulated_micro_batches_are_one_batch(tmp_path):
     assert worst < 1e-5 * scale  # worst seen 1e-6
 
 
-@pytest.mark.parametrize("kind", ["plain", "buffered"])
+@pytest.mark.parametrize("kind", ["plain", "buffered", "ahead"])
 def test_a_run_that_is_killed_goes_on_exactly(tmp_path, kind):
-    """Also with experience waiting: minibatches 2 x epochs 2, saved in the middle of the four."""
+    """Also with experience waiting (minibatches 2 x epochs 2, saved in the middle), and with rollouts under way."""
     folder, other = tmp_path / kind, tmp_path / "whole" / kind
     run = [sys.executable, str(HERE / "rl_runs.py")]
     env = {**os.environ, "PYTHONHASHSEED": "0", "OMP_NUM_THREADS": "1"}

@@ -39,6 +39,9 @@ class Piece(NamedTuple):
     loss: bool
 
 
+SWITCH = Piece("special", BLUE_THINK, False)
+
+
 def render(sample: Sample) -> Iterator[Piece]:
     """A training sample as pieces.
 
@@ -55,16 +58,27 @@ def render(sample: Sample) -> Iterator[Piece]:
     yield from _turns(sample.messages, sample)
 
 
-def render_prompt(sample: Sample, thinking: bool) -> Iterator[Piece]:
-    """The sample up to the answer of its last turn, asking for thinking or not; earlier turns stay, without loss."""
+def render_prompt(sample: Sample, thinking: bool, budget: int | None = None) -> Iterator[Piece]:
+    """The sample up to the answer of its last turn, asking for thinking or not; earlier turns stay, without loss.
+
+    With a ``budget`` the prompt states it, see :func:`state_budget`.
+    """
     messages = list(sample.messages)
     if messages and messages[-1]["role"] == "assistant":
         messages.pop()
     if not messages or messages[-1]["role"] != "user":
         raise DataError("a prompt needs a user turn before the answer", sample.where or sample.id)
     yield from (piece._replace(loss=False) for piece in _turns(messages[:-1], sample))
-    yield from _human(messages[-1], thinking)
+    for piece in _human(messages[-1], thinking):
+        yield piece
+        if budget is not None and piece == SWITCH:
+            yield Piece("text", state_budget(budget), False)
     yield Piece("special", AI, False)
+
+
+def state_budget(tokens: int) -> str:
+    """How a prompt says how many tokens its answer may think; it follows the switch. Our choice."""
+    return f"<={tokens}"
 
 
 def _turns(messages: list[Message], sample: Sample) -> Iterator[Piece]:
@@ -87,7 +101,7 @@ def _human(message: Message, thinking: bool) -> Iterator[Piece]:
     yield Piece("special", HUMAN, False)
     yield from _content(message["content"], loss=False)
     if thinking:
-        yield Piece("special", BLUE_THINK, False)
+        yield SWITCH
     yield Piece("text", "\n", False)
 
 

@@ -35,33 +35,39 @@ class Encoder:
         self._markers = frozenset(self.special.values())
         self._cache: dict[str, list[int]] = {}
 
-    def __call__(self, sample: Sample, cut: float | None = None) -> Encoded:
+    def __call__(self, sample: Sample, cut: float | None = None, stated: float | None = None) -> Encoded:
         """A training sample, with labels.
 
         Args:
             sample: the sample.
             cut: keep this share of the tokens of each trace and close it there, as a spent budget does: the answer is
                 learnt, the early ``</think>`` is not.
+            stated: the prompt states a budget of so many times the trace's tokens (at least 1; of a cut trace, 1).
 
         Raises:
             DataError: naming file and sample: a broken picture, or as many ``<image>`` as there are pictures not given.
         """
-        return self._encode(sample, chat.render(sample), cut)
+        return self._encode(sample, chat.render(sample), cut, stated)
 
-    def prompt(self, sample: Sample, thinking: bool) -> Encoded:
-        """The sample up to the model's turn, without labels."""
-        return self._encode(sample, chat.render_prompt(sample, thinking))
+    def prompt(self, sample: Sample, thinking: bool, budget: int | None = None) -> Encoded:
+        """The sample up to the model's turn, without labels; it states the ``budget`` if there is one."""
+        return self._encode(sample, chat.render_prompt(sample, thinking, budget))
 
-    def _encode(self, sample: Sample, pieces: Iterable[Piece], cut: float | None = None) -> Encoded:
+    def _encode(
+        self, sample: Sample, pieces: Iterable[Piece], cut: float | None = None, stated: float | None = None
+    ) -> Encoded:
         where = sample.where or sample.id
         tiles = [self._tiles(data, number, where) for number, data in enumerate(sample.images)]
         ids: list[int] = []
         loss: list[bool] = []
-        images, opened = 0, -1
+        images, opened, switch = 0, -1, -1
         for piece in pieces:
             if cut is not None and piece == _CLOSED:
                 del ids[opened + round(cut * (len(ids) - opened)) :], loss[len(ids) :]
                 piece = piece._replace(loss=False)
+            if stated is not None and piece[:2] == _CLOSED[:2]:
+                said = self._text(chat.state_budget(round((stated if cut is None else 1) * (len(ids) - opened))))
+                ids[switch:switch], loss[switch:switch] = said, [False] * len(said)
             if piece.kind == "image":
                 count = len(tiles[images]) * self.image_spec.tokens_per_tile if images < len(tiles) else 0
                 new = [self.special[chat.IMAGE]] * count
@@ -71,6 +77,7 @@ class Encoder:
             ids += new
             loss += [piece.loss] * len(new)
             opened = len(ids) if piece.text == chat.THINK and piece.kind == "special" else opened
+            switch = len(ids) if piece == chat.SWITCH else switch
         if images != len(tiles):
             reason = f"{images} <image> placeholders but {len(tiles)} pictures; add or remove placeholders"
             raise DataError(reason, where)

@@ -25,6 +25,7 @@ class SampleFetcher:
         seed: for choices that differ from pass to pass.
         thinking_shares: for each source, the share of passes in which a trace is kept; ``None`` keeps every trace.
         cut_shares: for each source, the share of passes in which a kept trace is cut at a random place and closed.
+        stated_shares: for each source, the share of passes in which the prompt states a budget that the trace keeps.
     """
 
     def __init__(
@@ -34,10 +35,12 @@ class SampleFetcher:
         seed: int = 0,
         thinking_shares: Sequence[float | None] = (),
         cut_shares: Sequence[float] = (),
+        stated_shares: Sequence[float] = (),
     ) -> None:
         self.sources, self.encoder, self.seed = list(sources), encoder, seed
         self.thinking_shares = list(thinking_shares) or [None] * len(self.sources)
         self.cut_shares = list(cut_shares) or [0.0] * len(self.sources)
+        self.stated_shares = list(stated_shares) or [0.0] * len(self.sources)
 
     def __getitem__(self, refs: list[Ref]) -> list[Encoded | Skipped]:
         return [self.fetch(ref) for ref in refs]
@@ -48,7 +51,7 @@ class SampleFetcher:
         try:
             sample = source[ref.index]
             sample_id, name = sample.id, sample.source
-            return self.encoder(self._choose_mode(sample, ref), self._choose_cut(ref))
+            return self.encoder(self._choose_mode(sample, ref), self._choose_cut(ref), self._choose_statement(ref))
         except DataError as error:
             return Skipped(sample_id, name, error.reason if error.where == sample_id else str(error))
 
@@ -56,6 +59,11 @@ class SampleFetcher:
         """Which share of a trace is kept, uniform in [0, 1); None: all of it."""
         rng = Random(f"cut {self.seed}/{tuple(ref)}")
         return rng.random() if rng.random() < self.cut_shares[ref.source] else None
+
+    def _choose_statement(self, ref: Ref) -> float | None:
+        """How much larger than the trace the stated budget is, uniform in [1, 1.5); None: none is stated."""
+        rng = Random(f"state {self.seed}/{tuple(ref)}")
+        return 1 + rng.random() / 2 if rng.random() < self.stated_shares[ref.source] else None
 
     def _choose_mode(self, sample: Sample, ref: Ref) -> Sample:
         share = self.thinking_shares[ref.source]

@@ -1,79 +1,56 @@
 """PromptLoader: draws prompts, hands them to the learner, and yields the experience it makes of them.
 
-The learner decodes and scores between two optimizer steps, in the main process, so every rollout is written by the
-weights that are then updated. Its state is the mixture's, the number of draws, and the experience that is not yet used.
+The learner decodes and scores between two optimizer steps, so every rollout is written by the weights that are then
+updated; a learner that is ``ahead`` writes the next collection in a thread meanwhile, with weights one update old.
 """
 
 from __future__ import annotations
 
-import logging
 from collections import OrderedDict
-from collections.abc import Iterator, Sequence
-from dataclasses import replace
-from random import Random
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import astuple, replace
 from typing import Any
 
 from bluelm_lightning.data.budgets import BudgetRange
-from bluelm_lightning.data.encode import Encoder
-from bluelm_lightning.data.mixture import Mixture
+from bluelm_lightning.data.prompt_drawer import Asked, PromptDrawer
 from bluelm_lightning.errors import DataError
-from bluelm_lightning.types import Experience, Learner, Prompt, Ref, Source
-
-log = logging.getLogger(__name__)
+from bluelm_lightning.types import Experience, Learner, Scored
 
 _LENGTH = 1 << 30  # see __len__
-_MOST_SKIPS = 100
-_MOST_EMPTY = 20  # a cap on what dynamic sampling may cost
+_MOST_EMPTY = 20  # a cap on what dropping groups may cost
 
 
 class PromptLoader:
     """An endless iterable of :class:`Experience`.
 
+    Its state is the drawer's, the experience that is not yet used, and the distribution of budgets.
+
     Args:
-        sources: samples with a question, a reference answer and, in ``meta["rewards"]``, their reward spec.
-        encoder: turns them into prompts.
-        mixture: their order.
+        drawer: of prompts.
         learner: makes experience of prompts.
-        prompts_per_step: prompts of a collection; each gets a whole group of rollouts.
-        thinking_shares: for each source, the share of prompts that ask for thinking; None = all.
         budgets: how the thinking budget of a prompt that asks for thinking is drawn.
-        seed: of modes, budgets and sampling.
-        rank, world_size: this process takes every ``world_size``-th prompt.
     """
 
-    def __init__(
-        self,
-        sources: Sequence[Source],
-        encoder: Encoder,
-        mixture: Mixture,
-        learner: Learner,
-        prompts_per_step: int,
-        thinking_shares: Sequence[float | None] = (),
-        budgets: BudgetRange | None = None,
-        seed: int = 0,
-        rank: int = 0,
-        world_size: int = 1,
-    ) -> None:
-        self.sources, self.encoder, self.mixture, self.learner = list(sources), encoder, mixture, learner
-        self.prompts_per_step, self.budgets, self.seed = prompts_per_step, budgets or BudgetRange(), seed
-        self.thinking_shares = list(thinking_shares) or [None] * len(self.sources)
-        self.rank, self.world_size = rank, world_size
-        self.skipped = 0
-        self.marked: dict[str, Any] = {"cursor": -1, "mixture": mixture.state_dict(), "draws": 0, "left": []}
+    def __init__(self, drawer: PromptDrawer, learner: Learner, budgets: BudgetRange | None = None) -> None:
+        self.drawer, self.learner, self.budgets = drawer, learner, budgets or BudgetRange()
+        self.marked: dict[str, Any] = {"cursor": -1, "left": [], **self._place()}
         self._states: OrderedDict[int, dict[str, Any]] = OrderedDict()
 
     def __len__(self) -> int:
         return _LENGTH  # without a length Lightning would fetch one batch ahead: every rollout one update stale
 
     def __iter__(self) -> Iterator[Experience]:
-        self.mixture.load_state_dict(self.marked["mixture"])
-        cursor, draws = self.marked["cursor"], self.marked["draws"]
+        self.drawer.load_state_dict(self.marked["drawer"])
+        cursor = self.marked["cursor"]
         left = [Experience(**item) for item in self.marked["left"]]
+        place = {key: self.marked[key] for key in ("drawer", "budgets")}
+        collections = self._ahead() if self.learner.ahead else self._now()
         empty = 0
         while True:
             if not left:
-                prompts, draws = self._draw(draws)
-                left = self.learner.learn(self.learner.write(prompts))
+                scored, place = next(collections)
+                left = self.learner.learn(scored)
                 empty = 0 if left else empty + 1  # every rollout of a group may have the same reward
                 if empty >= _MOST_EMPTY:
                     raise DataError(
@@ -82,16 +59,44 @@ class PromptLoader:
                 continue
             cursor += 1
             first, left = replace(left[0], cursor=cursor), left[1:]
-            rest = [dict(vars(item)) for item in left]
-            self._states[cursor] = {
-                "cursor": cursor,
-                "mixture": self.mixture.state_dict(),
-                "draws": draws,
-                "left": rest,
-            }
+            self._states[cursor] = {"cursor": cursor, "left": [dict(vars(item)) for item in left], **place}
             while len(self._states) > 4:
                 self._states.popitem(last=False)
             yield first
+
+    def _place(self) -> dict[str, Any]:
+        return {"drawer": self.drawer.state_dict(), "budgets": list(astuple(self.budgets))}
+
+    def _now(self) -> Iterator[tuple[list[Scored], dict[str, Any]]]:
+        """Collections and the place to go on from, each written when it is asked for."""
+        while True:
+            yield self._collect(self.budgets), self._place()
+
+    def _ahead(self) -> Iterator[tuple[list[Scored], dict[str, Any]]]:
+        """The same, the next one under way. It is drawn again after a resume: its weights are in the checkpoint."""
+        with ThreadPoolExecutor(1) as pool:
+            fresh = self.marked["cursor"] < 0
+            job = pool.submit(self._collect, self.budgets if fresh else BudgetRange(*self.marked["budgets"]))
+            while True:
+                scored = job.result()
+                self.learner.snapshot()
+                place = self._place()
+                job = pool.submit(self._collect, self.budgets)
+                yield scored, place
+
+    def _collect(self, budgets: BudgetRange) -> list[Scored]:
+        """Scored rollouts, with as many groups that teach something as the refills allow."""
+        count, refills = self.drawer.plan.prompts_per_step, self.drawer.plan.refills
+        asked: list[Asked] = []
+        scored: list[Scored] = []
+        for _ in range(1 + refills):
+            new = self.drawer.draw(count - self.learner.informative(scored), budgets)
+            scored += self.learner.write([item.prompt for item in new], first_group=len(asked))
+            asked += new
+            if self.learner.informative(scored) >= count:
+                break
+        self.drawer.record(asked, self.learner.pass_rates(scored))
+        return scored
 
     def mark(self, cursor: int) -> None:
         """The model was trained on batch ``cursor``: what is ``marked`` goes into a checkpoint."""
@@ -100,34 +105,7 @@ class PromptLoader:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.marked = state
 
-    def _draw(self, draws: int) -> tuple[list[Prompt], int]:
-        prompts: list[Prompt] = []
-        skips = 0
-        while len(prompts) < self.prompts_per_step:
-            ref = next(self.mixture, None)
-            if ref is None:  # every source has had its epochs
-                self.mixture.renew()
-                continue
-            draws += 1
-            if draws % self.world_size != self.rank:
-                continue
-            try:
-                prompts.append(self.prompt(ref, draws))
-                skips = 0
-            except DataError as error:
-                skips += 1
-                self.skipped += 1
-                log.warning("skipped prompt: %s", error)
-                if skips >= _MOST_SKIPS:
-                    raise DataError(f"{skips} prompts in a row cannot be used; the last: {error}") from error
-        return prompts, draws
-
-    def prompt(self, ref: Ref, draw: int) -> Prompt:
-        """Prompt number ``draw``: mode, budget and seed depend on that number alone."""
-        sample = self.sources[ref.source][ref.index]
-        rng = Random(f"{self.seed}/{draw}")
-        share = self.thinking_shares[ref.source]
-        thinking = rng.random() < (1.0 if share is None else share)
-        budget = self.budgets.draw(rng)
-        encoded = self.encoder.prompt(sample, thinking)
-        return Prompt(sample, encoded, thinking, budget if thinking else None, rng.getrandbits(48))
+    @property
+    def skipped(self) -> int:
+        """Prompts that could not be used."""
+        return self.drawer.skipped

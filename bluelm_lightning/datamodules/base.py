@@ -34,6 +34,7 @@ class SourceSpec:
         thinking_share: in which share of the passes a thinking trace is kept; default: always.
         cut_share: in which share of those it is cut at a random place and closed, so that the model learns to answer
             under a thinking budget.
+        stated_share: in which share of those the prompt states a budget that the trace keeps.
     """
 
     path: str | None = None
@@ -43,6 +44,7 @@ class SourceSpec:
     epochs: float | None = None
     thinking_share: float | None = None
     cut_share: float = 0.0
+    stated_share: float = 0.0
 
     def __post_init__(self) -> None:
         if (self.path is None) == (self.source is None):
@@ -50,7 +52,8 @@ class SourceSpec:
         for key, value, most in (("weight", self.weight, math.inf), ("epochs", self.epochs, math.inf)):
             if value is not None and not 0 < value < most:
                 raise ConfigError(f"{key} is {value}; give a positive number", f"data.sources.{key}")
-        for key, share in (("thinking_share", self.thinking_share), ("cut_share", self.cut_share)):
+        for key in ("thinking_share", "cut_share", "stated_share"):
+            share = getattr(self, key)
             if share is not None and not 0 <= share <= 1:
                 raise ConfigError(f"{share} is not between 0 and 1", f"data.sources.{key}")
 
@@ -162,8 +165,9 @@ class MultimodalDataModule(L.LightningDataModule):
 
     def _loader(self, sources: Sequence[Source], mixture: Mixture, plan: PackingPlan, shares: list) -> PackedLoader:
         rank, world = (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
-        cuts = [spec.cut_share for spec in self.specs] if shares else []  # validation sees every trace whole
-        fetcher = SampleFetcher(sources, self.encoder, self.seed, shares, cuts)
+        specs = self.specs if shares else []  # validation sees every trace whole
+        cuts, stated = [spec.cut_share for spec in specs], [spec.stated_share for spec in specs]
+        fetcher = SampleFetcher(sources, self.encoder, self.seed, shares, cuts, stated)
         return PackedLoader(fetcher, mixture, plan, self.tokenizer.pad_token_id, self.num_workers, rank, world)
 
     # ------------------------------------------------------------------ exact resume
@@ -212,10 +216,7 @@ class MultimodalDataModule(L.LightningDataModule):
                     s.label,
                     len(source),
                     getattr(source, "fingerprint", ""),
-                    s.weight,
-                    s.epochs,
-                    s.thinking_share,
-                    s.cut_share,
+                    *(getattr(s, key) for key in ("weight", "epochs", "thinking_share", "cut_share", "stated_share")),
                 ]
                 for s, source in zip(self.specs, self.opened)
             ],

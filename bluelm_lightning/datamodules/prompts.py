@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import astuple
 from typing import Any
 
 from bluelm_lightning.data.budgets import BudgetRange
+from bluelm_lightning.data.ledger import PassRateLedger
 from bluelm_lightning.data.mixture import Mixture
+from bluelm_lightning.data.prompt_drawer import PromptDrawer, PromptPlan
 from bluelm_lightning.data.prompt_loader import PromptLoader
 from bluelm_lightning.datamodules.base import MultimodalDataModule, SourceSpec
-from bluelm_lightning.errors import ConfigError
 
 
 class PromptDataModule(MultimodalDataModule):
@@ -22,6 +24,9 @@ class PromptDataModule(MultimodalDataModule):
             rewards in the key ``rewards``.
         prompts_per_step: prompts answered at a time, each by a whole group of rollouts.
         budgets: distribution of thinking budgets; default: free. A ``ThinkingBudgetCurriculum`` moves it.
+        stated_share: share of the budgets that the prompt states in words.
+        refills: further draws for a step, each for as many prompts as had nothing to teach (dynamic sampling).
+        ledger: passes over prompts that the policy always or never solves; default: every prompt is asked.
         **kwargs: as :class:`MultimodalDataModule`.
     """
 
@@ -33,28 +38,21 @@ class PromptDataModule(MultimodalDataModule):
         sources: list[SourceSpec],
         prompts_per_step: int = 32,
         budgets: BudgetRange | None = None,
+        stated_share: float = 0.0,
+        refills: int = 0,
+        ledger: PassRateLedger | None = None,
         **kwargs: Any,
     ) -> None:
         super().__init__(tokenizer, sources, **kwargs)
-        if prompts_per_step < 1:
-            raise ConfigError(f"{prompts_per_step} is below 1", "data.prompts_per_step")
-        self.prompts_per_step, self.budgets = prompts_per_step, budgets or BudgetRange()
+        self.asking = PromptPlan(prompts_per_step, refills, stated_share, self.seed)
+        self.budgets, self.ledger = budgets or BudgetRange(), ledger
 
     def _training_loader(self, mixture: Mixture, shares: list[float | None]) -> PromptLoader:  # type: ignore[override]
         assert self.trainer is not None
         learner: Any = self.trainer.lightning_module
-        return PromptLoader(
-            self.opened,
-            self.encoder,
-            mixture,
-            learner,
-            self.prompts_per_step,
-            shares,
-            self.budgets,
-            self.seed,
-            self.trainer.global_rank,
-            self.trainer.world_size,
-        )
+        place = (self.trainer.global_rank, self.trainer.world_size)
+        drawer = PromptDrawer(self.opened, self.encoder, mixture, self.asking, shares, self.ledger, *place)
+        return PromptLoader(drawer, learner, self.budgets)
 
     def set_budgets(self, low: int, high: int, free_share: float) -> None:
         """From the next prompt on, budgets are drawn from this range; see :class:`BudgetRange`."""
@@ -63,4 +61,4 @@ class PromptDataModule(MultimodalDataModule):
             self._train.budgets = self.budgets
 
     def _identity(self) -> dict[str, Any]:
-        return {**super()._identity(), "prompts_per_step": self.prompts_per_step}
+        return {**super()._identity(), "asking": astuple(self.asking), "ledger": self.ledger is not None}

@@ -97,6 +97,27 @@ def roll_out(
     return [rollout for i in range(len(prompts)) for rollout in groups[i]]
 
 
+class RolloutEngine:
+    """Writes rollouts. This one decodes in this process; a subclass may ask a server.
+
+    A subclass defines :meth:`write` with the same arguments and the same records, log-probabilities included.
+    """
+
+    def write(
+        self,
+        vlm: VisionLanguageModel,
+        prompts: Sequence[Prompt],
+        tokenizer: Any,
+        sampling: Sampling,
+        group_size: int,
+        budget: ThinkingBudget | None,
+        batch_size: int,
+        step: int,
+    ) -> list[Rollout]:
+        """See :func:`roll_out`; ``vlm`` holds the weights that must write."""
+        return roll_out(vlm, prompts, tokenizer, sampling, group_size, budget, batch_size, step)
+
+
 @contextmanager
 def evaluating(vlm: VisionLanguageModel) -> Iterator[None]:
     """Evaluation mode, and afterwards each module's own: a frozen tower may be in evaluation mode by itself."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from bluelm_lightning.errors import ConfigError
+from bluelm_lightning.generation.engine import RolloutEngine
 
 _ADVANTAGES = ("std", "none", "rloo")
 
@@ -21,6 +22,9 @@ class RolloutPlan:
         epochs: passes.
         drop_zero_variance: leave out groups whose rollouts all have the same reward: they teach nothing (DAPO).
         batch_size: prompts decoded together.
+        ahead: write the next rollouts while these are learnt from, with weights that are one collection old. The
+            staleness is logged; set the algorithm's ``correction``.
+        engine: what writes the rollouts; default: this process.
 
     Raises:
         ConfigError: a number below 1, or an unknown advantage.
@@ -32,6 +36,8 @@ class RolloutPlan:
     epochs: int = 1
     drop_zero_variance: bool = True
     batch_size: int = 16
+    ahead: bool = False
+    engine: RolloutEngine | None = None
 
     def __post_init__(self) -> None:
         for key in ("group_size", "minibatches", "epochs", "batch_size"):

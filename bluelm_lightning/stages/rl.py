@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections import defaultdict
 from dataclasses import replace
 from typing import Any
 
@@ -13,7 +14,7 @@ from bluelm_lightning.components.vlm import VisionLanguageModel
 from bluelm_lightning.errors import ConfigError
 from bluelm_lightning.generation.budget import ThinkingBudget, ThinkingTokens
 from bluelm_lightning.generation.decode import forbidden
-from bluelm_lightning.generation.engine import evaluating, roll_out
+from bluelm_lightning.generation.engine import RolloutEngine, evaluating
 from bluelm_lightning.generation.sampling import Sampling
 from bluelm_lightning.rl.advantages import group_advantages, rloo_advantages
 from bluelm_lightning.rl.experience import deal, pack_experience
@@ -48,6 +49,7 @@ class RLStage(Stage):
     """
 
     least_group = 2  # rollouts of a prompt
+    written_at: Tensor
 
     def __init__(
         self,
@@ -70,12 +72,17 @@ class RLStage(Stage):
         if self.plan.group_size < self.least_group:
             raise ConfigError("a group of one has nothing to be compared with; give 2 or more", "model.plan.group_size")
         self.scored: list[Scored] = []
+        self.engine = self.plan.engine or RolloutEngine()
         self.reference = copy.deepcopy(vlm).requires_grad_(False) if self.algorithm.kl_coef else None
+        self.writer = copy.deepcopy(vlm).requires_grad_(False) if self.plan.ahead else None
+        self.register_buffer("written_at", torch.tensor(0))
 
     def on_fit_start(self) -> None:
         """The reference is the policy as it was handed over; a run that is continued has it in its checkpoint."""
-        if self.reference is not None and self.trainer.ckpt_path is None:
-            self.reference.load_state_dict(self.vlm.state_dict())
+        if self.trainer.ckpt_path is None:
+            self.snapshot()
+            if self.reference is not None:
+                self.reference.load_state_dict(self.vlm.state_dict())
 
     @property
     def tokenizer(self) -> Any:
@@ -91,15 +98,20 @@ class RLStage(Stage):
         """
         if self.budget is None and any(prompt.budget is not None for prompt in prompts):
             raise ConfigError("the data draws thinking budgets; give the stage its reserve", "model.budget")
+        if not prompts:
+            return []
+        vlm, step = (self.writer, int(self.written_at)) if self.writer is not None else (self.vlm, self.global_step)
         fixed = (self.tokenizer, self.sampling, self.plan.group_size, self.budget, self.plan.batch_size)
         with self.trainer.precision_plugin.forward_context():
-            rollouts = roll_out(self.vlm, prompts, *fixed, step=self.global_step)
+            rollouts = self.engine.write(vlm, prompts, *fixed, step)
         for rollout in rollouts:
             rollout.group += first_group
         return self.rewards.score(rollouts)
 
     def informative(self, scored: list[Scored]) -> int:
         """Groups that teach something."""
+        if not scored:
+            return 0
         return len({scored[i].rollout.group for i in self._useful(scored, self._credit(scored))})
 
     def learn(self, scored: list[Scored]) -> list[Experience]:
@@ -107,7 +119,29 @@ class RLStage(Stage):
         self.scored = scored  # for callbacks, until the next
         credit = self._credit(scored)
         useful = self._useful(scored, credit)
-        return self._experience([scored[i].rollout for i in useful], credit[useful], rollout_metrics(scored))
+        metrics = rollout_metrics(scored)
+        metrics["rollout/staleness"] = self.global_step - sum(s.rollout.step for s in scored) / max(len(scored), 1)
+        return self._experience([scored[i].rollout for i in useful], credit[useful], metrics)
+
+    @property
+    def ahead(self) -> bool:  # type: ignore[override]
+        return self.plan.ahead
+
+    def snapshot(self) -> None:
+        """From now on rollouts are written by the present weights."""
+        if self.writer is not None:
+            self.writer.load_state_dict(self.vlm.state_dict())
+            self.written_at.fill_(self.global_step)
+
+    def pass_rates(self, scored: list[Scored]) -> dict[int, float]:
+        """Mean of the required rewards (else of all), held in [0, 1], by group; groups without any are left out."""
+        found: dict[int, list[float]] = defaultdict(list)
+        for item in scored:
+            names = self.rewards.required & set(item.rewards) or set(item.rewards)
+            values = [v for name in sorted(names) if (v := item.rewards[name].value) is not None]
+            if values:
+                found[item.rollout.group].append(min(1.0, max(0.0, sum(values) / len(values))))
+        return {group: sum(values) / len(values) for group, values in found.items()}
 
     def _credit(self, scored: list[Scored]) -> Tensor:
         """float32[R], the advantage of each rollout; 0 where the total is missing."""
@@ -143,7 +177,7 @@ class RLStage(Stage):
 
     def _look_back(self, packed: list[Experience]) -> None:
         """What the weights before the first update say of the rollouts, where later updates must know it."""
-        if self.plan.minibatches * self.plan.epochs > 1:
+        if self.plan.minibatches * self.plan.epochs > 1 or self.writer is not None:
             for item in packed:
                 item.old = self._before(item)[0].cpu()
 

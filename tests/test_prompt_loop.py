@@ -1,0 +1,105 @@
+"""How prompts are asked: the ledger of pass rates, refills, stated budgets, and rollouts that are written ahead."""
+
+from random import Random
+
+import pytest
+import torch
+from rl_runs import Questions, data_of, fit, stage_of
+from test_rl_stage import Peek
+from tiny import question, tiny_encoder, tiny_tokenizer
+
+from bluelm_lightning.data.budgets import BudgetRange
+from bluelm_lightning.data.ledger import PassRateLedger
+from bluelm_lightning.data.prompt_drawer import PromptPlan
+from bluelm_lightning.errors import ConfigError
+from bluelm_lightning.rl.policy_loss import PolicyLoss
+from bluelm_lightning.rl.rewards import Reward, RewardRouter
+from bluelm_lightning.types import Ref, Score
+
+
+class Parity(Reward):
+    """Prompts of even number are always solved; of the others every second rollout."""
+
+    def score(self, rollouts):
+        odd = [int(r.prompt.sample.id[1:]) % 2 for r in rollouts]
+        return [Score(1.0 if not o else float(i % 2)) for i, o in enumerate(odd)]
+
+
+def test_the_ledger_keeps_to_its_band():
+    ledger = PassRateLedger(0.2, 0.8, outside=0.25, refresh=100, memory=0.5)
+    easy, half, new = Ref(0, 0, 1), Ref(0, 0, 2), Ref(0, 0, 3)
+    ledger.record(easy, 10, 1.0)
+    ledger.record(half, 10, 0.5)
+    rng = Random(0)
+    assert all(ledger.accepts(ref, 50, rng) for ref in (half, new) for _ in range(50))
+    taken = sum(ledger.accepts(easy, 50, rng) for _ in range(2000)) / 2000
+    assert 0.2 < taken < 0.3
+    assert all(ledger.accepts(easy, 110, rng) for _ in range(20))  # stale
+    assert ledger.accepts(easy._replace(epoch=7), 110, rng)  # the pass over the source does not matter
+    ledger.record(easy, 60, 0.0)
+    assert ledger.rates[0, 1] == (0.5, 60)
+    again = PassRateLedger(0.2, 0.8)
+    again.load_state_dict(ledger.state_dict())
+    assert again.rates == ledger.rates
+    with pytest.raises(ConfigError, match=r"data\.ledger"):
+        PassRateLedger(0.9, 0.1)
+
+
+def teaching(tmp_path, steps, **options):
+    """Shares of groups without variance, and the number of prompts learnt from, of the later half of the steps."""
+    stage, peek = stage_of(rewards=RewardRouter({"parity": Parity()})), Peek()
+    data = data_of(tmp_path, Questions(12), **options)
+    fit(stage, data, tmp_path, steps, peek)
+    wasted = [logged["rollout/zero_variance"] for logged in peek.logged]
+    return wasted[steps // 2 :], [b.num_sequences // 4 for b in peek.batches][steps // 2 :], data
+
+
+def test_the_ledger_raises_the_share_of_groups_that_teach(tmp_path):
+    plain, _, _ = teaching(tmp_path / "plain", 12)
+    ledger, _, data = teaching(tmp_path / "ledger", 12, ledger=PassRateLedger(outside=0.02))
+    assert sum(ledger) / len(ledger) < 0.3 * sum(plain) / len(plain)
+    assert data._train.drawer.refused > 5
+
+
+def test_refills_make_up_for_groups_that_teach_nothing(tmp_path):
+    without, few, _ = teaching(tmp_path / "without", 6)
+    _, full, _ = teaching(tmp_path / "with", 6, refills=8)
+    assert sum(without) > 0
+    assert min(few) < 4
+    assert full == [4] * 3
+
+
+def test_stated_budgets_are_kept_by_the_traces(tmp_path):
+    encoder, tokenizer = tiny_encoder(), tiny_tokenizer()
+    sample = question("how many?", "12")
+    sample.messages[-1]["thinking"] = "the sum is 12, yes"
+    plain = encoder(sample)
+    said = encoder(sample, stated=1.0)
+    trace = len(tokenizer("the sum is 12, yes", add_special_tokens=False)["input_ids"])
+    assert f"[|BlueThink|]<={trace}\n" in tokenizer.decode(said.ids)
+    assert torch.equal(plain.labels[plain.labels >= 0], said.labels[said.labels >= 0])  # no loss on what is stated
+    cut = encoder(sample, cut=0.5, stated=1.4)
+    assert f"<={round(trace / 2)}\n" in tokenizer.decode(cut.ids)
+    assert "<=7\n" in tokenizer.decode(encoder.prompt(sample, True, 7).ids)
+    assert "<=" not in tokenizer.decode(encoder.prompt(sample, False, 7).ids)
+    data = data_of(tmp_path, budgets=BudgetRange(3, 3, 0.0), stated_share=1.0)
+    peek = Peek()
+    fit(stage_of(), data, tmp_path, 4, peek)
+    text = "".join(tokenizer.decode(batch.ids[0]) for batch in peek.batches)
+    assert text.count("[|BlueThink|]<=3\n") == text.count("[|BlueThink|]") > 0
+
+
+def test_rollouts_ahead_are_one_collection_old_and_corrected(tmp_path):
+    stage, peek = stage_of(algorithm=PolicyLoss(correction="token"), plan={"ahead": True}), Peek()
+    fit(stage, data_of(tmp_path), tmp_path, 5, peek)
+    assert [logged["rollout/staleness"] for logged in peek.logged] == [0.0, 1.0, 1.0, 1.0, 1.0]
+    assert peek.logged[0]["policy/gap_max"] < 1e-4
+    assert peek.logged[2]["policy/gap_max"] > 1e-3  # the weights that wrote are not those that learn
+    assert all(logged["policy/ratio"] == pytest.approx(1.0, abs=1e-5) for logged in peek.logged)
+    assert not any(p.requires_grad for p in stage.writer.parameters())
+
+
+def test_plans_are_checked():
+    for wrong in ({"prompts_per_step": 0}, {"refills": -1}, {"stated_share": 2.0}):
+        with pytest.raises(ConfigError, match=r"data\."):
+            PromptPlan(**wrong)
