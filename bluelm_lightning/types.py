@@ -156,6 +156,7 @@ class Rollout:
     generation: Generation
     thinking_tokens: int  # tokens between <think> and </think>, forced ones included
     step: int = 0  # optimizer step of the weights that wrote it
+    answer_start: int = 0  # place in `ids` after the last </think>
 
     @property
     def truncated(self) -> bool:
@@ -230,6 +231,7 @@ class Learner(Protocol):
     """
 
     ahead: bool
+    scored: list[Scored]  # of the last collection that was learnt from
 
     def snapshot(self) -> None: ...
 

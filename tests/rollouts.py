@@ -17,7 +17,8 @@ def rollout(text: str, answer: str | None = "8", group: int = 0, thinking: bool 
     written = Generation(ids[: len(ids) - finished], kept, trace, said if finished else None, len(ids), finished)
     sample = question(answer="8", id=f"s{group}", meta=dict(meta))
     sample.answer = answer
-    tokens = torch.tensor(ids, dtype=torch.long)
+    tokens, markers = torch.tensor(ids, dtype=torch.long), ThinkingTokens.of(tiny_tokenizer())
+    closed = (tokens == markers.end_think).nonzero().flatten().tolist()
     return Rollout(
         prompt=Prompt(sample, prompt(thinking=thinking), thinking),
         group=group,
@@ -25,5 +26,6 @@ def rollout(text: str, answer: str | None = "8", group: int = 0, thinking: bool 
         logprobs=torch.zeros(len(ids)),
         forced=torch.zeros(len(ids), dtype=torch.bool),
         generation=written,
-        thinking_tokens=count_thinking(tokens, ThinkingTokens.of(tiny_tokenizer())),
+        thinking_tokens=count_thinking(tokens, markers),
+        answer_start=closed[-1] + 1 if closed else 0,
     )

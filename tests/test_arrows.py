@@ -28,7 +28,7 @@ ARROWS: dict[str, set[str] | None] = {  # room -> rooms it may import besides it
     "data": BASE,
     "components": BASE,
     "generation": BASE | {"components", "data"},
-    "rl": BASE | {"generation", "data"},
+    "rl": BASE | {"components", "generation", "data"},
     "stages": BASE | {"components", "generation", "rl"},
     "datamodules": BASE | {"data"},
     "callbacks": BASE,

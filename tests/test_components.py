@@ -13,6 +13,7 @@ from bluelm_lightning.components import (
     CausalDecoder,
     Component,
     Decoder,
+    DiscriminativeRewardModel,
     LinearProjector,
     MLPProjector,
     Projector,
@@ -36,6 +37,12 @@ def tiny_value() -> ValueHead:
     return head
 
 
+def tiny_reward_model() -> DiscriminativeRewardModel:
+    model = DiscriminativeRewardModel(tiny_vlm())
+    model.head = tiny_value()
+    return model
+
+
 BUILDERS = {  # a component that needs arguments to be tiny; others are built without any
     ViTEncoder: tiny_vit,
     MLPProjector: lambda: MLPProjector(24, 32),
@@ -44,6 +51,7 @@ BUILDERS = {  # a component that needs arguments to be tiny; others are built wi
     CausalDecoder: tiny_decoder,
     VisionLanguageModel: tiny_vlm,
     ValueHead: tiny_value,
+    DiscriminativeRewardModel: tiny_reward_model,
 }
 
 
@@ -113,12 +121,19 @@ def run_value(head: ValueHead):
     return values
 
 
+def run_reward_model(model: DiscriminativeRewardModel):
+    scores = model(tiny_batch())
+    assert scores.shape == (3,)
+    return scores
+
+
 CONTRACTS = {
     VisionEncoder: run_vision,
     Projector: run_projector,
     Decoder: run_decoder,
     VisionLanguageModel: run_vlm,
     ValueHead: run_value,
+    DiscriminativeRewardModel: run_reward_model,
 }
 
 
@@ -141,6 +156,8 @@ class TestContract:
         (out * torch.randn_like(out)).sum().backward()
         silent = [name for name, p in part.named_parameters() if p.grad is None or not p.grad.abs().sum() > 0]
         silent = [name for name in silent if not name.endswith(("qkv.bias", "key_value.bias"))]  # softmax ignores k's
+        if isinstance(part, DiscriminativeRewardModel):
+            silent = [name for name in silent if "lm_head" not in name]  # it reads states and writes no token
         assert not silent, f"no gradient reaches {silent}"
 
     def test_save_and_load_bitwise(self, cls, tmp_path):

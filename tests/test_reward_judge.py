@@ -8,9 +8,17 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 from rollouts import rollout
+from tiny import png
 
 from bluelm_lightning.errors import ConfigError
-from bluelm_lightning.rl.rewards import GenerativeJudge, OpenAIEngine, RewardRouter
+from bluelm_lightning.rl.rewards import (
+    AskingPlan,
+    GenerativeJudge,
+    JudgeEngine,
+    OpenAIEngine,
+    RewardRouter,
+    VerifyModel,
+)
 from bluelm_lightning.rl.rewards.judge import judge_prompt, parse_grades
 from bluelm_lightning.rl.rewards.limits import CircuitBreaker, RateLimiter
 
@@ -46,7 +54,8 @@ def server(reply):
 
 
 def judge(url, timeout_s=5.0, **options):
-    return GenerativeJudge(OpenAIEngine(url, "grader", timeout_s=timeout_s), **options)
+    asking = AskingPlan(**{key: options.pop(key) for key in list(options) if key in AskingPlan.__dataclass_fields__})
+    return GenerativeJudge(OpenAIEngine(url, "grader", timeout_s=timeout_s), asking=asking, **options)
 
 
 def test_grades_are_scaled_and_equal_answers_asked_once():
@@ -63,11 +72,11 @@ def test_grades_are_scaled_and_equal_answers_asked_once():
     assert score.value == pytest.approx(6 / 9)
 
 
-class _Says:
+class _Says(JudgeEngine):
     def __init__(self, grades):
         self.grades = grades
 
-    def complete(self, prompt):
+    def complete(self, prompt, images=()):
         return json.dumps(self.grades)
 
 
@@ -116,7 +125,7 @@ def test_a_judge_that_is_down_is_not_asked_for_every_rollout_and_recovers():
         assert len(seen) == 3
         assert "500" in got[0].reason
         assert "3 times in a row" in got[-1].reason
-        made.engine = _Says(GOOD)
+        made.asker.engine = _Says(GOOD)
         assert made.score([rollout("8</s>")])[0].value is None  # still within the pause
         time.sleep(0.6)
         assert made.score([rollout("8</s>")])[0].value == pytest.approx(HALF)
@@ -124,6 +133,33 @@ def test_a_judge_that_is_down_is_not_asked_for_every_rollout_and_recovers():
     (scored,) = router.score([rollout("8</s>")])
     assert scored.total is None
     assert "refused" in scored.rewards["judge"].reason
+
+
+def test_the_judge_sees_the_pictures():
+    pictured = rollout("8</s>")
+    pictured.prompt.sample.images = [png(seed=1)]
+    with server(lambda *args: json.dumps(GOOD)) as (url, seen):
+        made = judge(url, pictures=True)
+        made.score([pictured])
+        picture, text = seen[0]["messages"][0]["content"]
+        assert picture["image_url"]["url"].startswith("data:image/png;base64,iVBOR")
+        assert text["text"].startswith("Grade the answer")
+        pictured.prompt.sample.images = [png(seed=2)]
+        made.score([pictured])
+        assert len(seen) == 2  # another picture is another question
+
+
+def test_the_verify_model_is_asked_where_the_rules_find_no_agreement():
+    batch = [rollout("8</s>"), rollout("eight</s>"), rollout("nine</s>"), rollout("<think>1"), rollout("8</s>", None)]
+    with server(lambda number, prompt: "Yes." if "eight" in prompt else "no") as (url, seen):
+        got = VerifyModel(OpenAIEngine(url, "m")).score(batch)
+        assert [s.value for s in got] == [1.0, 1.0, 0.0, 0.0, None]
+        assert len(seen) == 2
+        assert "no reference" in got[4].reason
+    with server(lambda *args: "it depends") as (url, seen):
+        got = VerifyModel(OpenAIEngine(url, "m")).score(batch[:2])
+        assert [s.value for s in got] == [1.0, None]
+        assert "neither yes nor no" in got[1].reason
 
 
 def test_an_answer_cannot_leave_its_quotes():
@@ -154,6 +190,6 @@ def test_the_limiter_spaces_calls_and_the_breaker_opens_once():
 @pytest.mark.parametrize("wrong", [{"weights": {"style": 1.0}}, {"weights": {}}, {"breaker": 0}, {"retries": -1}])
 def test_nonsense_is_refused(wrong):
     with pytest.raises(ConfigError):
-        GenerativeJudge(_Says(GOOD), **wrong)
+        judge("http://localhost", **wrong)
     with pytest.raises(ConfigError, match="http address"):
         OpenAIEngine("localhost:8000", "m")

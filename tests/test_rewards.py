@@ -1,10 +1,22 @@
 """Rewards by rule, form and length, each on texts whose worth is plain."""
 
 import pytest
+import torch
 from rollouts import rollout
+from tiny import tiny_vlm
 
+from bluelm_lightning.components import DiscriminativeRewardModel
 from bluelm_lightning.errors import ConfigError
-from bluelm_lightning.rl.rewards import ExactMatch, Format, GroupOverlong, MultipleChoice, NumericMatch, Repetition
+from bluelm_lightning.rl.rewards import (
+    BudgetOverlong,
+    ExactMatch,
+    Format,
+    GroupOverlong,
+    MultipleChoice,
+    NumericMatch,
+    Repetition,
+    RewardModel,
+)
 
 
 def values(reward, rollouts):
@@ -101,3 +113,34 @@ def test_nonsense_is_refused():
             build()
     with pytest.raises(ConfigError, match="tolerance"):
         NumericMatch(-1)
+
+
+def test_budget_overlong_grows_in_the_last_part_of_the_budget():
+    made = BudgetOverlong(0.5)
+    spent = []
+    for tokens in (2, 6, 8, 9):
+        item = rollout("<think>" + "1" * tokens + "</think>8</s>")
+        item.prompt.budget = 8
+        spent.append(made.score([item])[0].value)
+    assert spent == [0.0, -0.5, -1.0, -1.0]
+    assert made.score([rollout("<think>1111</think>8</s>")])[0].value == 0.0  # no budget
+    with pytest.raises(ConfigError, match="margin"):
+        BudgetOverlong(0.0)
+
+
+def test_a_reward_model_reads_prompt_and_answer(tmp_path):
+    torch.manual_seed(0)
+    model = DiscriminativeRewardModel(tiny_vlm(), 16)
+    torch.nn.init.normal_(model.head.out.weight)
+    model.save(tmp_path / "rm.safetensors")
+    batch = [rollout("<think>12</think>8</s>"), rollout("<think>34</think>8</s>"), rollout("9</s>", group=1)]
+    other = DiscriminativeRewardModel(tiny_vlm(seed=3), 16)
+    made = RewardModel(other, str(tmp_path / "rm.safetensors"))
+    values = [score.value for score in made.score(batch)]
+    assert all(0 < value < 1 for value in values)
+    assert values[0] == pytest.approx(values[1], abs=1e-6)  # the thinking is not read
+    assert abs(values[0] - values[2]) > 1e-3
+    alone = [RewardModel(model, batch_tokens=1).score([item])[0].value for item in batch]
+    assert alone == pytest.approx(values, abs=1e-5)
+    deep = [score.value for score in RewardModel(model, thinking=True, squash=False).score(batch)]
+    assert abs(deep[0] - deep[1]) > 1e-3

@@ -4,14 +4,20 @@ from bluelm_lightning.callbacks.lineage import Lineage
 from bluelm_lightning.callbacks.monitors import GradNorms, StopOnNaN, TrainingStopped
 from bluelm_lightning.callbacks.preview import BatchPreview
 from bluelm_lightning.callbacks.progress import TrainingProgress
+from bluelm_lightning.callbacks.rl_alarms import Alarm, RLAlarms
+from bluelm_lightning.callbacks.rollout_table import RolloutTable
 from bluelm_lightning.callbacks.samples import SampleTable
-from bluelm_lightning.callbacks.thinking_budget import ThinkingBudgetCurriculum
+from bluelm_lightning.callbacks.thinking_budget import AdaptiveBudgetCurriculum, ThinkingBudgetCurriculum
 from bluelm_lightning.callbacks.throughput import Throughput
 
 __all__ = [
+    "AdaptiveBudgetCurriculum",
+    "Alarm",
     "BatchPreview",
     "GradNorms",
     "Lineage",
+    "RLAlarms",
+    "RolloutTable",
     "SampleTable",
     "StopOnNaN",
     "ThinkingBudgetCurriculum",

@@ -3,6 +3,7 @@
 from bluelm_lightning.components.base import Component, Decoder, Projector, VisionEncoder
 from bluelm_lightning.components.decoder import CausalDecoder
 from bluelm_lightning.components.projector import LinearProjector, MLPProjector, ResamplerProjector
+from bluelm_lightning.components.reward_model import DiscriminativeRewardModel
 from bluelm_lightning.components.value import ValueHead
 from bluelm_lightning.components.vit import ViTEncoder
 from bluelm_lightning.components.vlm import VisionLanguageModel
@@ -11,6 +12,7 @@ __all__ = [
     "CausalDecoder",
     "Component",
     "Decoder",
+    "DiscriminativeRewardModel",
     "LinearProjector",
     "MLPProjector",
     "Projector",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -95,3 +95,26 @@ def draw_budget_curve(path: Path, curves: dict[str, list[BudgetPoint]]) -> None:
     axis.legend()
     figure.tight_layout()
     figure.savefig(path, dpi=110)
+
+
+def log_budget_curve(run: Any, curves: dict[str, list[BudgetPoint]], name: str = "budget_curve") -> None:
+    """The same as a chart of a W&B run, and a table of every figure beside it.
+
+    Args:
+        run: what ``wandb.init`` returned, or ``WandbLogger.experiment``.
+        curves: points by the name of their curve.
+        name: of the chart; the table is ``NAME_points``.
+    """
+    import wandb
+
+    columns = ["curve", *(field.name for field in fields(BudgetPoint))]
+    rows = [[label, *astuple(point)] for label, points in curves.items() for point in points]
+    last = 1 + max([0, *(point.budget or 0 for points in curves.values() for point in points)])
+    chart = wandb.plot.line_series(
+        xs=[[last if p.budget is None else p.budget for p in points] for points in curves.values()],
+        ys=[[p.accuracy for p in points] for points in curves.values()],
+        keys=list(curves),
+        title="held-out accuracy by thinking budget",
+        xname="thinking budget, tokens (the last: free)",
+    )
+    run.log({name: chart, f"{name}_points": wandb.Table(columns, rows)})

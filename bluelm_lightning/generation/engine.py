@@ -146,7 +146,7 @@ def generation_of(written: Written, tokenizer: Any) -> Generation:
 
 
 def rollout_of(written: Written, prompt: Prompt, group: int, tokenizer: Any, step: int) -> Rollout:
-    ids = torch.tensor(written.ids, dtype=torch.long)
+    ids, tokens = torch.tensor(written.ids, dtype=torch.long), ThinkingTokens.of(tokenizer)
     return Rollout(
         prompt=prompt,
         group=group,
@@ -154,6 +154,7 @@ def rollout_of(written: Written, prompt: Prompt, group: int, tokenizer: Any, ste
         logprobs=torch.tensor(written.logprobs, dtype=torch.float32),
         forced=torch.tensor(written.forced, dtype=torch.bool),
         generation=generation_of(written, tokenizer),
-        thinking_tokens=count_thinking(ids, ThinkingTokens.of(tokenizer)),
+        thinking_tokens=count_thinking(ids, tokens),
         step=step,
+        answer_start=max((place + 1 for place, i in enumerate(written.ids) if i == tokens.end_think), default=0),
     )

@@ -119,7 +119,7 @@ class RLStage(Stage):
         self.scored = scored  # for callbacks, until the next
         credit = self._credit(scored)
         useful = self._useful(scored, credit)
-        metrics = rollout_metrics(scored)
+        metrics = rollout_metrics(scored, self.rewards.verdicts, self.rewards.required)
         metrics["rollout/staleness"] = self.global_step - sum(s.rollout.step for s in scored) / max(len(scored), 1)
         return self._experience([scored[i].rollout for i in useful], credit[useful], metrics)
 

@@ -17,6 +17,8 @@ class ReasoningGym(Reward):
     A sample names its data set and holds the entry in ``meta["reasoning_gym"]``.
     """
 
+    verdict = True
+
     def __init__(self) -> None:
         self._datasets: dict[str, Any] = {}
 

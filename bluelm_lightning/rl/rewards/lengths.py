@@ -87,3 +87,32 @@ class GroupOverlong(Reward):
             return [-min(1.0, max(0.0, (n - needed) / max(self.span * needed, 1.0))) for n in lengths]
         shortest, spread = min(lengths), max(lengths) - min(lengths)
         return [-(n - shortest) / spread * (0.5 if ok else 1.0) if spread else 0.0 for n, ok in zip(lengths, right)]
+
+
+class BudgetOverlong(Reward):
+    """0 down to -1 as the thinking nears its prompt's budget, so that an answer plans to end before it is cut.
+
+    With budget N and thinking of n tokens: ``-clip((n - (1 - margin) * N) / (margin * N), 0, 1)``. Prompts without a
+    budget, or with one of 0, cost nothing.
+
+    Args:
+        margin: last share of the budget in which the penalty grows.
+
+    Raises:
+        ConfigError: a margin outside (0, 1].
+
+    Source: DAPO's soft overlong punishment, with each prompt's own budget as the limit; our choice.
+    """
+
+    def __init__(self, margin: float = 0.25) -> None:
+        if not 0 < margin <= 1:
+            raise ConfigError(f"{margin} is not in (0, 1]", "margin")
+        self.margin = margin
+
+    def score(self, rollouts: Sequence[Rollout]) -> list[Score]:
+        return [Score(self._penalty(rollout.thinking_tokens, rollout.prompt.budget)) for rollout in rollouts]
+
+    def _penalty(self, spent: int, budget: int | None) -> float:
+        if not budget:
+            return 0.0
+        return -min(1.0, max(0.0, (spent - (1 - self.margin) * budget) / (self.margin * budget)))

@@ -31,6 +31,8 @@ class MathVerify(Reward):
         ConfigError: a timeout that is not positive, or ``math-verify`` is not installed (when it is first needed).
     """
 
+    verdict = True
+
     def __init__(self, timeout_s: float = 3.0, max_chars: int = 2000) -> None:
         if timeout_s <= 0 or max_chars < 1:
             raise ConfigError(f"timeout_s={timeout_s}, max_chars={max_chars}; give positive numbers", "timeout_s")

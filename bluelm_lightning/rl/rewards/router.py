@@ -48,6 +48,7 @@ class RewardRouter:
         if on_error not in ("missing", "stop"):
             raise ConfigError(f"{on_error!r} is not missing or stop", "model.rewards.on_error")
         self.rewards, self.weights, self.on_error = dict(rewards), dict(weights or {}), on_error
+        self.verdicts = sorted(name for name, reward in self.rewards.items() if reward.verdict)
         self.default, self.required = list(rewards) if default is None else list(default), set(required or ())
 
     def score(self, rollouts: Sequence[Rollout]) -> list[Scored]:

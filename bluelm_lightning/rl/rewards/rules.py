@@ -19,6 +19,8 @@ _OPTION = re.compile(r"^\(?([A-Za-z])\)?[.:)]?(?:\s|$)")
 class RuleReward(Reward):
     """Compares one answer with one reference. A subclass defines :meth:`right`."""
 
+    verdict = True
+
     def score(self, rollouts: Sequence[Rollout]) -> list[Score]:
         return [self._one(rollout) for rollout in rollouts]
 

@@ -1,0 +1,37 @@
+"""DiscriminativeRewardModel: a number for a conversation, read off the state of its last token."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from bluelm_lightning.components.base import Component
+from bluelm_lightning.components.value import ValueHead
+from bluelm_lightning.components.vlm import VisionLanguageModel
+from bluelm_lightning.types import PackedBatch
+
+
+class DiscriminativeRewardModel(Component):
+    """``forward(batch) -> float32[D]``, one score a document of the packed batch: the greater, the better.
+
+    Source: the report guards safety by a discriminative reward model; the head (two layers over the last state) is our
+    choice.
+
+    Args:
+        vlm: reads the conversation.
+        hidden_dim: width inside the head; default: the decoder's.
+    """
+
+    def __init__(self, vlm: VisionLanguageModel, hidden_dim: int | None = None) -> None:
+        super().__init__()
+        self.vlm, self.head = vlm, ValueHead(vlm.decoder.width, hidden_dim)
+
+    def forward(self, batch: PackedBatch) -> Tensor:
+        hidden = self.vlm(batch).flatten(0, 1)
+        documents = batch.segments.flatten()
+        count = len(batch.sample_ids)
+        places = torch.arange(len(documents), device=documents.device)
+        held = documents >= 0
+        last = torch.zeros(count, dtype=torch.long, device=documents.device)
+        last = last.scatter_reduce(0, documents[held], places[held], "amax")
+        return self.head(hidden[last])

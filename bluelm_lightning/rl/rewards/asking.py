@@ -1,0 +1,156 @@
+"""Asking another model: engines, and what makes asking them safe: retries, a rate limit, a breaker, a cache."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import json
+import os
+import threading
+import urllib.request
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from bluelm_lightning.errors import ConfigError
+from bluelm_lightning.rl.rewards.limits import CircuitBreaker, RateLimiter
+from bluelm_lightning.types import Score
+
+_KINDS = {b"\x89PNG": "png", b"\xff\xd8\xff": "jpeg", b"RIFF": "webp"}
+
+
+class JudgeEngine:
+    """Completes a prompt: an endpoint, a model in this process. A subclass defines :meth:`complete`."""
+
+    def complete(self, prompt: str, images: Sequence[bytes] = ()) -> str:
+        """The reply to one prompt, called from several threads. Whatever it raises is a failed attempt.
+
+        Args:
+            prompt: the text.
+            images: PNG, JPEG or WebP bytes that belong to it.
+        """
+        raise TypeError(f"{type(self).__name__} must define complete(prompt, images)")
+
+
+class OpenAIEngine(JudgeEngine):
+    """A chat endpoint of OpenAI's form, such as vLLM serves; pictures travel inside the request.
+
+    Args:
+        url: base address, ``http://host:8000/v1``.
+        model: its name there.
+        api_key_env: environment variable with the key, if one is needed.
+        timeout_s: seconds a request may take.
+        max_tokens: limit of the reply.
+    """
+
+    def __init__(
+        self, url: str, model: str, api_key_env: str | None = None, timeout_s: float = 30.0, max_tokens: int = 100
+    ) -> None:
+        if not url.startswith(("http://", "https://")):
+            raise ConfigError(f"{url!r} is no http address", "engine.url")
+        self.url, self.model, self.api_key_env = url.rstrip("/"), model, api_key_env
+        self.timeout_s, self.max_tokens = timeout_s, max_tokens
+
+    def complete(self, prompt: str, images: Sequence[bytes] = ()) -> str:
+        """Raises OSError: no connection, no answer in time, or an HTTP error."""
+        shown = [{"type": "image_url", "image_url": {"url": _data_url(data)}} for data in images]
+        content = [*shown, {"type": "text", "text": prompt}] if shown else prompt
+        messages = [{"role": "user", "content": content}]
+        body = {"model": self.model, "messages": messages, "temperature": 0, "max_tokens": self.max_tokens}
+        headers = {"Content-Type": "application/json"}
+        if self.api_key_env:
+            headers["Authorization"] = f"Bearer {os.environ.get(self.api_key_env, '')}"
+        request = urllib.request.Request(f"{self.url}/chat/completions", json.dumps(body).encode(), headers)
+        with urllib.request.urlopen(request, timeout=self.timeout_s) as reply:
+            return str(json.load(reply)["choices"][0]["message"]["content"])
+
+
+def _data_url(data: bytes) -> str:
+    kind = next((name for start, name in _KINDS.items() if data.startswith(start)), "png")
+    return f"data:image/{kind};base64,{base64.b64encode(data).decode()}"
+
+
+class Question(NamedTuple):
+    """What an engine is asked."""
+
+    prompt: str
+    images: tuple[bytes, ...] = ()
+
+
+@dataclass(frozen=True)
+class AskingPlan:
+    """How often, how fast and how patiently an engine is asked.
+
+    Args:
+        retries: further attempts for a question.
+        max_per_second: requests a second; 0 = no limit.
+        concurrency: requests at the same time.
+        breaker: failures in a row after which nobody is asked for ``pause_s`` seconds.
+        pause_s: see ``breaker``.
+        cache_size: replies remembered.
+
+    Raises:
+        ConfigError: a number out of range.
+    """
+
+    retries: int = 1
+    max_per_second: float = 0.0
+    concurrency: int = 8
+    breaker: int = 5
+    pause_s: float = 30.0
+    cache_size: int = 10_000
+
+    def __post_init__(self) -> None:
+        if self.retries < 0 or self.concurrency < 1 or self.breaker < 1 or self.cache_size < 0:
+            raise ConfigError("retries and cache_size are 0 or more, concurrency and breaker 1 or more", "judge")
+
+
+class Asker:
+    """Turns questions into scores. Equal questions are asked once; a reply that cannot be read is asked for again.
+
+    Args:
+        engine: completes prompts.
+        read: a reply -> its value; raises where it is not exactly what was asked for.
+        plan: see :class:`AskingPlan`.
+    """
+
+    def __init__(self, engine: JudgeEngine, read: Callable[[str], float], plan: AskingPlan) -> None:
+        self.engine, self.read, self.plan = engine, read, plan
+        self.limiter, self.breaker = RateLimiter(plan.max_per_second), CircuitBreaker(plan.breaker, plan.pause_s)
+        self._cache: dict[str, float] = {}
+        self._lock = threading.Lock()
+
+    def ask(self, questions: Sequence[Question]) -> list[Score]:
+        """One score a question, in order; missing, with the reason, where no reply could be read."""
+        once = list(dict.fromkeys(questions))
+        with ThreadPoolExecutor(self.plan.concurrency) as pool:
+            found = dict(zip(once, pool.map(self._one, once)))
+        return [found[question] for question in questions]
+
+    def _one(self, question: Question) -> Score:
+        key = hashlib.sha256(repr(question).encode()).hexdigest()
+        with self._lock:
+            if key in self._cache:
+                return Score(self._cache[key])
+        reason = ""
+        for _ in range(1 + self.plan.retries):
+            if not self.breaker.allows():
+                return Score(None, reason or f"the judge failed {self.breaker.limit} times in a row; not asked")
+            self.limiter.wait()
+            try:
+                value = self.read(self.engine.complete(question.prompt, question.images))
+            except Exception as error:  # whatever an engine raises, the run goes on without this score
+                self.breaker.report(False)
+                reason = f"{type(error).__name__}: {(str(error).splitlines() or [''])[0][:150]}"
+                continue
+            self.breaker.report(True)
+            self._remember(key, value)
+            return Score(value)
+        return Score(None, reason)
+
+    def _remember(self, key: str, value: float) -> None:
+        with self._lock:
+            self._cache[key] = value
+            while len(self._cache) > self.plan.cache_size:
+                self._cache.pop(next(iter(self._cache)))
