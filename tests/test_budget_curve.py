@@ -4,7 +4,7 @@ import pytest
 from tiny import question, tiny_encoder, tiny_vlm
 
 from bluelm_lightning.evaluation import budget_curve as module
-from bluelm_lightning.evaluation.budget_curve import BudgetPoint, budget_curve, draw_budget_curve
+from bluelm_lightning.evaluation.budget_curve import BudgetPoint, budget_curve, draw_budget_curve, log_budget_curve
 from bluelm_lightning.generation import ThinkingBudget
 from bluelm_lightning.types import Generation
 
@@ -53,3 +53,17 @@ def test_the_picture_is_drawn(tmp_path):
     points = [BudgetPoint(b, a, a - 0.1, a + 0.1, 0, 1.0, 3.0) for b, a in ((0, 0.2), (8, 0.6), (None, 0.9))]
     draw_budget_curve(tmp_path / "curve.png", {"after": points, "before": points})
     assert (tmp_path / "curve.png").read_bytes()[:4] == b"\x89PNG"
+
+
+def test_the_curve_goes_to_wandb_with_every_figure(tmp_path):
+    import wandb
+
+    point = BudgetPoint(8, 0.5, 0.4, 0.6, 0, 1.0, 7.5)
+    logged = []
+    with wandb.init(mode="offline", dir=tmp_path) as run:
+        log, run.log = run.log, lambda values: logged.append(values) or log(values)
+        log_budget_curve(run, {"after": [point, BudgetPoint(None, 0.9, 0.8, 1.0, 0, 1.0, 30.0)]})
+    table = logged[0]["budget_curve_points"]
+    assert table.columns[:3] == ["curve", "budget", "accuracy"]
+    assert table.data[0] == ["after", 8, 0.5, 0.4, 0.6, 0, 1.0, 7.5]
+    assert set(logged[0]) == {"budget_curve", "budget_curve_points"}

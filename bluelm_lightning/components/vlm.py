@@ -55,11 +55,14 @@ class VisionLanguageModel(Component):
         return self.decoder.vocab_size
 
     def forward(self, batch: PackedBatch, cache: Any = None) -> Tensor:
-        self._count(batch)
-        embeds = self.decoder.embed(batch.ids)
-        embeds = self._place(embeds, batch)
+        embeds = self.embed(batch)
         layout = DocumentLayout(batch.cu_seqlens, batch.max_seqlen)
         return self.decoder(embeds, batch.positions, layout=layout, cache=cache)
+
+    def embed(self, batch: PackedBatch) -> Tensor:
+        """Steps 1 to 4: what the decoder reads, float[B, T, D]."""
+        self._count(batch)
+        return self._place(self.decoder.embed(batch.ids), batch)
 
     def encode_images(self, tiles: Tensor) -> Tensor:
         """tiles: uint8[N, 3, S, S] -> float[N, Q, D]."""
