@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from bluelm_lightning.components.adapters import LowRank
 from bluelm_lightning.components.attention import DocumentLayout, register_attention
 from bluelm_lightning.components.base import Decoder
 from bluelm_lightning.errors import ConfigError
@@ -28,6 +29,7 @@ class CausalDecoder(Decoder):
         rope: RoPE parameters, for example
             ``{rope_type: yarn, factor: 8.0, original_max_position_embeddings: 4096, rope_theta: 10000.0}``.
         gradient_checkpointing: recompute layers in the backward pass instead of storing their activations.
+        adapters: train low-rank adapters instead of the weights.
 
     Raises:
         ConfigError: unknown architecture or setting, missing checkpoint, or a model whose logits are not
@@ -43,6 +45,7 @@ class CausalDecoder(Decoder):
         tie_embeddings: bool | None = None,
         rope: dict[str, Any] | None = None,
         gradient_checkpointing: bool = False,
+        adapters: LowRank | None = None,
     ) -> None:
         super().__init__()
         changes = dict(config or {})
@@ -59,6 +62,8 @@ class CausalDecoder(Decoder):
         if gradient_checkpointing:
             self.model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
         _refuse_unsuited(self.model)
+        if adapters is not None:
+            adapters.put(self.model)
 
     @property
     def width(self) -> int:  # type: ignore[override]

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from bluelm_lightning.components.adapters import adopt_plain
 from bluelm_lightning.errors import ConfigError
 
 
@@ -80,15 +81,24 @@ def init_from(model: nn.Module, path: str | Path, components: list[str] | None =
 
 
 def _by_component(state: dict[str, Tensor], components: Iterable[str]) -> dict[str, dict[str, Tensor]]:
-    """The outermost name of a component owns the key: ``vlm.vision.model.decoder.bias`` is ``vision``'s."""
+    """The outermost name of a component owns the key: ``vlm.vision.model.decoder.bias`` is ``vision``'s.
+
+    Raises ConfigError: a component stands under several prefixes, none of which is ``vlm``.
+    """
     names = set(components)
-    held: dict[str, dict[str, Tensor]] = {}
+    held: dict[str, dict[str, dict[str, Tensor]]] = {}  # component -> prefix -> tensors
     for key, tensor in state.items():
         parts = key.split(".")
         owner = next((i for i, part in enumerate(parts[:-1]) if part in names), None)
         if owner is not None:
-            held.setdefault(parts[owner], {})[".".join(parts[owner + 1 :])] = tensor
-    return held
+            prefix, rest = ".".join(parts[:owner]), ".".join(parts[owner + 1 :])
+            held.setdefault(parts[owner], {}).setdefault(prefix, {})[rest] = tensor
+    out = {}
+    for name, found in held.items():
+        if len(found) > 1 and "vlm" not in found:  # a reference or a writer holds the same component once more
+            raise ConfigError(f"{name} stands under {', '.join(sorted(found))}; keep one of them", "init_from")
+        out[name] = found["vlm"] if "vlm" in found else next(iter(found.values()))
+    return out
 
 
 def _fill_tied(own: dict[str, Tensor], state: dict[str, Tensor], where: str, key: str | None) -> dict[str, Tensor]:
@@ -110,6 +120,7 @@ def _fill_tied(own: dict[str, Tensor], state: dict[str, Tensor], where: str, key
 def load_strict(module: nn.Module, state: dict[str, Tensor], where: str, key: str | None = "init_from") -> None:
     """Raises ConfigError naming what is missing, left over or of another shape."""
     own = module.state_dict()
+    state = adopt_plain(own, state)
     state = _fill_tied(own, state, where, key)
     missing, extra = sorted(own.keys() - state.keys()), sorted(state.keys() - own.keys())
     shapes = [k for k in own.keys() & state.keys() if own[k].shape != state[k].shape]

@@ -107,7 +107,7 @@ def log_budget_curve(run: Any, curves: dict[str, list[BudgetPoint]], name: str =
     """
     import wandb
 
-    columns = ["curve", *(field.name for field in fields(BudgetPoint))]
+    columns: list[Any] = ["curve", *(field.name for field in fields(BudgetPoint))]
     rows = [[label, *astuple(point)] for label, points in curves.items() for point in points]
     last = 1 + max([0, *(point.budget or 0 for points in curves.values() for point in points)])
     places: list[Any] = [[last if p.budget is None else p.budget for p in points] for points in curves.values()]

@@ -26,6 +26,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from bluelm_lightning.components.adapters import merged_state
 from bluelm_lightning.components.vlm import VisionLanguageModel
 from bluelm_lightning.data.packing import pack
 from bluelm_lightning.errors import ConfigError, DataError
@@ -166,7 +167,8 @@ class VLLMEngine(RolloutEngine):
         """The decoder's present weights into the server."""
         new = self.weights_dir.with_name(self.weights_dir.name + ".new")
         shutil.rmtree(new, ignore_errors=True)
-        vlm.decoder.model.save_pretrained(new)  # type: ignore[operator, union-attr]
+        model: Any = vlm.decoder.model
+        model.save_pretrained(new, state_dict=merged_state(model))
         shutil.rmtree(self.weights_dir, ignore_errors=True)
         new.rename(self.weights_dir)  # a server that reads never sees half a folder
         where = {"weights_path": str(self.weights_dir.resolve())}

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from bluelm_lightning.components.adapters import only_adapters_train, switched_off
 from bluelm_lightning.components.vlm import VisionLanguageModel
 from bluelm_lightning.errors import ConfigError
 from bluelm_lightning.generation.budget import ThinkingBudget, ThinkingTokens
@@ -41,7 +42,8 @@ class RLStage(Stage):
     Args:
         vlm: the policy.
         rewards: what the rollouts are worth.
-        algorithm: the loss. If its ``kl_coef`` is not 0, a frozen copy of the policy is kept as the reference.
+        algorithm: the loss. If its ``kl_coef`` is not 0, the reference is a frozen copy of the policy, or the policy
+            with its adapters off where nothing else trains.
         sampling: how rollouts are drawn; the policy that is optimised is this distribution.
         budget: reserve and closing text of thinking budgets; default: no rule, and a budget in a prompt is an error.
         plan: group size, minibatches, epochs.
@@ -73,7 +75,9 @@ class RLStage(Stage):
             raise ConfigError("a group of one has nothing to be compared with; give 2 or more", "model.plan.group_size")
         self.scored: list[Scored] = []
         self.engine = self.plan.engine or RolloutEngine()
-        self.reference = copy.deepcopy(vlm).requires_grad_(False) if self.algorithm.kl_coef else None
+        self.by_adapters = bool(self.algorithm.kl_coef) and only_adapters_train(self)
+        copied = self.algorithm.kl_coef and not self.by_adapters
+        self.reference = copy.deepcopy(vlm).requires_grad_(False) if copied else None
         self.writer = copy.deepcopy(vlm).requires_grad_(False) if self.plan.ahead else None
         self.register_buffer("written_at", torch.tensor(0))
 
@@ -219,6 +223,9 @@ class RLStage(Stage):
 
     @torch.no_grad()
     def _reference_logprobs(self, batch: Experience) -> Tensor | None:
+        if self.by_adapters:
+            with switched_off(self.vlm), evaluating(self.vlm):
+                return self._score(self.vlm, self._states(self.vlm, batch), batch)[0]
         if self.reference is None:
             return None
         with evaluating(self.reference):
