@@ -96,9 +96,8 @@ def test_tiny_stage_takes_a_step(name, data, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     steps = ["--trainer.max_steps=1", "--trainer.log_every_n_steps=1", "--trainer.limit_val_batches=1"]
     where = ["--run_dir=run", "--init_from=null", "--data.num_workers=0"]
-    rl = ["--model.rewards.rewards.repetition={class_path: Repetition, init_args: {ngram: 1}}"] * name.endswith(
-        "rl.yaml"
-    )
+    rewarded = name.endswith(("rl.yaml", "ppo.yaml"))
+    rl = ["--model.rewards.rewards.repetition={class_path: Repetition, init_args: {ngram: 1}}"] * rewarded
     assert main(["--config", name, *with_own_data(name, data), *steps, *where, *rl]) == 0
     if rl:  # a random model is never right, but repeats its tokens more or less
         (row,) = (row for row in metrics_rows(Path("run")) if row["policy/loss"])
