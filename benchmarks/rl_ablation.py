@@ -24,11 +24,15 @@ import yaml
 SEEDS = (0, 1, 2)
 PARENT = Path("runs/quickstart/sft")
 ROOT = Path("runs/ablation")
-ARMS = {  # name -> (budget curriculum, Group Overlong)
-    "curriculum and Group Overlong": (True, True),
-    "Group Overlong alone": (False, True),
-    "curriculum alone": (True, False),
-    "neither": (False, False),
+ARMS: dict[str, tuple[bool, dict[str, Any] | None]] = {  # name -> budget curriculum, length penalty
+    "curriculum and Group Overlong": (True, {}),
+    "Group Overlong alone": (False, {}),
+    "curriculum alone": (True, None),
+    "neither": (False, None),
+}
+FORMULAS = {  # what Group Overlong could have been
+    "min_max": (False, {"formula": "min_max"}),
+    "soft_overlong": (False, {"formula": "soft_overlong", "max_tokens": 56, "cache_tokens": 40}),
 }
 COUNT = 300  # held-out pictures
 _T = {2: 12.706, 3: 4.303, 4: 3.182, 5: 2.776}  # Student's t at 97.5 % for n runs
@@ -42,14 +46,16 @@ of thinking twice to unlearn. Group Overlong weighs {weight} beside 1 for a righ
 """
 
 
-def settings(curriculum: bool, overlong: bool, seed: int) -> dict[str, Any]:
+def settings(curriculum: bool, penalty: dict[str, Any] | None, seed: int) -> dict[str, Any]:
     """The packaged stage with what an arm changes."""
     config = yaml.safe_load(files("bluelm_lightning").joinpath("configs/tiny/rl.yaml").read_text())
     if not curriculum:
         del config["trainer"]["callbacks"]
-    if not overlong:
-        router = config["model"]["init_args"]["rewards"]["init_args"]
+    router = config["model"]["init_args"]["rewards"]["init_args"]
+    if penalty is None:
         del router["rewards"]["length"], router["weights"]["length"]
+    else:
+        router["rewards"]["length"]["init_args"] = penalty
     config["data"]["init_args"]["seed"] = seed
     return {**config, "seed_everything": seed}
 
@@ -61,7 +67,7 @@ def run(name: str, seed: int) -> None:
         return
     ROOT.mkdir(parents=True, exist_ok=True)
     config = ROOT / f"{folder.name}.yaml"
-    config.write_text(yaml.safe_dump(settings(*ARMS[name], seed)))
+    config.write_text(yaml.safe_dump(settings(*{**ARMS, **FORMULAS}[name], seed)))
     fit = ["--config", str(config), "--run_dir", str(folder), "--init_from", str(PARENT / "checkpoints" / "last.ckpt")]
     env = {**os.environ, "OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "PASSIVE"}
     with (ROOT / f"{folder.name}.log").open("w") as log:
@@ -139,19 +145,21 @@ def main() -> None:
     if not (PARENT / "figures.json").exists():
         measure_run(PARENT)
     with ThreadPoolExecutor(2) as pool:
-        list(pool.map(lambda job: run(*job), [(name, seed) for seed in SEEDS for name in ARMS]))
+        list(pool.map(lambda job: run(*job), [(name, seed) for seed in SEEDS for name in [*ARMS, *FORMULAS]]))
     read = {
         name: [json.loads((ROOT / f"{name.replace(' ', '_')}-{s}" / "figures.json").read_text()) for s in SEEDS]
-        for name in ARMS
+        for name in [*ARMS, *FORMULAS]
     }
     before = json.loads((PARENT / "figures.json").read_text())
     before["area"] = statistics.fmean(point["accuracy"] for point in before["curve"])
     arms = {name: summarise(runs) for name, runs in read.items()}
-    base = settings(True, True, 0)
+    base = settings(True, {}, 0)
     facts = {"arms": len(ARMS), "steps": base["trainer"]["max_steps"], "seeds": len(SEEDS), "count": COUNT}
     facts |= {"slips": SLIP_SHARE, "terse": STYLES["terse"], "again": STYLES["again"]}
     facts["weight"] = base["model"]["init_args"]["rewards"]["init_args"]["weights"]["length"]
-    text = _HEAD.format(**facts) + "\n" + table(before, arms)
+    shown = {"group (ours)": arms["Group Overlong alone"], **{name: arms[name] for name in FORMULAS}}
+    text = _HEAD.format(**facts) + "\n" + table(before, {name: arms[name] for name in ARMS})
+    text += "\n## Formulas of the length penalty, without a curriculum\n\n" + table(before, shown)
     Path("docs/rl.json").write_text(json.dumps({"fine_tuned": before, "arms": arms}, indent=1) + "\n")
     Path("docs/RL.md").write_text(text)
     print(text)

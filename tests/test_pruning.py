@@ -1,0 +1,136 @@
+"""Structured pruning: what does nothing can go without a trace, and the result is an ordinary model."""
+
+from types import SimpleNamespace
+
+import pytest
+import torch
+from tiny import random_doc, tiny_decoder, worst
+
+from bluelm_lightning.components import CausalDecoder
+from bluelm_lightning.components.attention import DocumentLayout
+from bluelm_lightning.components.pruning import (
+    PruningPlan,
+    activation_importance,
+    count_parameters,
+    magnitude_importance,
+    plan_for,
+    prune,
+)
+from bluelm_lightning.data.packing import pack
+from bluelm_lightning.errors import ConfigError
+
+WIDE = {
+    "hidden_size": 48,
+    "num_attention_heads": 6,
+    "num_key_value_heads": 3,
+    "intermediate_size": 40,
+    "num_hidden_layers": 3,
+}
+
+
+def calibration():
+    return [pack([[random_doc(20, seed=n), random_doc(9, seed=50 + n)]], 32, 0) for n in range(4)]
+
+
+def states(decoder, batch):
+    layout = DocumentLayout(batch.cu_seqlens, batch.max_seqlen)
+    return decoder(decoder.embed(batch.ids), batch.positions, layout=layout)
+
+
+def silenced(architecture: str) -> CausalDecoder:
+    """Neurons 3 and 7, group 1 and layer 1 do nothing at all; channel 5 is never written nor read."""
+    decoder = tiny_decoder(architecture, 1, WIDE)
+    with torch.no_grad():
+        for number, block in enumerate(decoder.model.model.layers):
+            attention, mlp = block.self_attn, block.mlp
+            mlp.down_proj.weight[:, [3, 7]] = 0
+            mlp.gate_proj.weight[[3, 7]] = 0
+            attention.o_proj.weight[:, 16:32] = 0
+            attention.v_proj.weight[8:16] = 0
+            if getattr(attention.v_proj, "bias", None) is not None:
+                attention.v_proj.bias[8:16] = 0
+            if number == 1:
+                attention.o_proj.weight.zero_()
+                mlp.down_proj.weight.zero_()
+    return decoder
+
+
+@pytest.mark.parametrize("architecture", ["llama", "qwen2", "qwen3"])
+@pytest.mark.parametrize("criterion", ["activations", "magnitude"])
+def test_parts_that_do_nothing_go_without_a_trace(architecture, criterion, tmp_path):
+    decoder, batch = silenced(architecture), calibration()[0]
+    before = {name: value.clone() for name, value in decoder.state_dict().items()}
+    made = activation_importance(decoder, calibration()) if criterion == "activations" else None
+    importance = made or magnitude_importance(decoder)
+    plan = PruningPlan(2, None, 2, 38)
+    small, report = prune(decoder.model, plan, importance)
+    if criterion == "activations":
+        assert report.layers == [0, 2]  # the magnitude of a layer does not say what it does
+        assert report.groups == [[0, 2]] * 2
+        assert report.neurons == pytest.approx([1.0, 1.0])
+        small.save_pretrained(tmp_path)
+        loaded = CausalDecoder(checkpoint=str(tmp_path))
+        with torch.no_grad():
+            assert worst(states(loaded, batch), states(decoder, batch)) < 1e-6
+            assert torch.equal(loaded.output_weight, decoder.output_weight)
+    else:
+        assert all(1 not in groups for groups in report.groups)
+    assert all(torch.equal(value, before[name]) for name, value in decoder.state_dict().items())
+    assert report.parameters[1] == sum(p.numel() for p in small.parameters())
+    assert str(report).startswith(f"{report.parameters[0]:,} -> {report.parameters[1]:,} parameters")
+
+
+def test_a_channel_that_is_silent_is_the_first_to_go():
+    decoder = tiny_decoder(seed=1, config=WIDE)
+    with torch.no_grad():
+        decoder.model.get_input_embeddings().weight[:, 5] = 0
+        for block in decoder.model.model.layers:
+            block.self_attn.o_proj.weight[5] = 0
+            block.mlp.down_proj.weight[5] = 0
+    importance = activation_importance(decoder, calibration())
+    assert int(importance.channels.argmin()) == 5
+    small, report = prune(decoder.model, PruningPlan(hidden_size=24), importance)
+    assert len(report.channels) == 24
+    assert 5 not in report.channels
+    assert small.config.hidden_size == 24
+    assert small.config.head_dim == 8  # not width / heads any more
+    batch = calibration()[0]
+    ids = batch.ids[:, :20]
+    small.model.norm(small.get_input_embeddings()(ids))  # widths agree
+    assert small(ids).logits.shape == (1, 20, decoder.vocab_size)
+
+
+def test_hooks_and_mode_are_gone_afterwards():
+    decoder = tiny_decoder(seed=1, config=WIDE).train()
+    activation_importance(decoder, calibration())
+    assert decoder.training
+    assert not any(part._forward_hooks or part._forward_pre_hooks for part in decoder.modules())
+    with pytest.raises(ConfigError, match="calibration set is empty"):
+        activation_importance(decoder, [])
+
+
+@pytest.mark.parametrize("depth", [0.0, 0.5, 1.0])
+def test_a_plan_reaches_its_parameters(depth):
+    decoder = tiny_decoder(seed=1, config={**WIDE, "num_hidden_layers": 8, "hidden_size": 96})
+    config = decoder.model.config
+    total = sum(p.numel() for p in decoder.model.parameters())
+    assert count_parameters(config, PruningPlan().sizes(config)) == total
+    plan = plan_for(config, int(0.6 * total), depth)
+    small, report = prune(decoder.model, plan, activation_importance(decoder, calibration()))
+    assert 0.5 * total < report.parameters[1] <= 0.6 * total
+    assert (small.config.num_hidden_layers == 8) == (depth == 0)
+    assert count_parameters(small.config, PruningPlan().sizes(small.config)) == report.parameters[1]
+
+
+def test_nonsense_is_refused():
+    decoder = tiny_decoder(config=WIDE)
+    with pytest.raises(ConfigError, match="not between 1 and the model's 3"):
+        PruningPlan(num_hidden_layers=4).sizes(decoder.model.config)
+    with pytest.raises(ConfigError, match="give a multiple of 6"):
+        PruningPlan(hidden_size=40).sizes(decoder.model.config)
+    with pytest.raises(ConfigError, match="not more than"):
+        plan_for(decoder.model.config, 10**9)
+    with pytest.raises(ConfigError, match="too few"):
+        plan_for(decoder.model.config, 10)
+    with pytest.raises(ConfigError, match="not built like Llama"):
+        magnitude_importance(SimpleNamespace(model=torch.nn.Linear(2, 2)))
