@@ -1,4 +1,4 @@
-"""Run by test_rl_two_processes.py, ``python two_rl_processes.py FOLDER N``: steps of GRPO and PPO on N CPU processes."""
+"""Run by test_rl_two_processes.py, ``python two_rl_processes.py FOLDER N``: GRPO and PPO on N processes."""
 
 import sys
 from pathlib import Path
