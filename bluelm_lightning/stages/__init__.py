@@ -2,6 +2,8 @@
 
 from bluelm_lightning.rl.plan import RolloutPlan, ValuePlan
 from bluelm_lightning.stages.base import Stage
+from bluelm_lightning.stages.distill import DistillStage, write_cache
+from bluelm_lightning.stages.distill_losses import DistillPlan
 from bluelm_lightning.stages.muon import Muon
 from bluelm_lightning.stages.optim import AdamW, ParameterGroup
 from bluelm_lightning.stages.ppo import PPOStage
@@ -13,6 +15,8 @@ from bluelm_lightning.stages.sft import SFTStage
 __all__ = [
     "AdamW",
     "Constant",
+    "DistillPlan",
+    "DistillStage",
     "Muon",
     "PPOStage",
     "ParameterGroup",
@@ -25,4 +29,5 @@ __all__ = [
     "ValuePlan",
     "WarmupCosine",
     "WarmupStableDecay",
+    "write_cache",
 ]

@@ -1,0 +1,189 @@
+"""Distillation: a student learns a teacher's distribution, live or from a cache, over text and image-text alike."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from bluelm_lightning.components.vlm import VisionLanguageModel
+from bluelm_lightning.components.weights import init_from
+from bluelm_lightning.errors import ConfigError
+from bluelm_lightning.generation.teacher_cache import TeacherCache, TeacherCacheWriter
+from bluelm_lightning.stages.base import Stage
+from bluelm_lightning.stages.distill_losses import DistillPlan, distillation_loss, teacher_distribution
+from bluelm_lightning.stages.optim import AdamW
+from bluelm_lightning.stages.schedules import Schedule
+from bluelm_lightning.types import IGNORE, PackedBatch
+
+_UNIT = 1024.0  # labelled tokens; see Stage
+
+
+class DistillStage(Stage):
+    """Next-token training against a teacher's distribution, mixed with cross-entropy.
+
+    The teacher runs in this process, without gradients, or its likeliest tokens come from a cache that
+    :func:`write_cache` wrote; then no teacher is in memory. Either way logits exist a chunk of positions at a time.
+    The teacher is not in the checkpoints.
+
+    Args:
+        vlm: the student.
+        teacher: the teacher, with the student's vocabulary.
+        teacher_weights: checkpoint of the teacher.
+        cache: folder of a cache, instead of a teacher.
+        plan: divergence, temperature, weights.
+        optimizer, schedule, frozen, clip_norm: as :class:`Stage`.
+
+    Raises:
+        ConfigError: not exactly one of teacher and cache, another vocabulary, or a cache of another temperature.
+
+    Source: BlueLM-2.5-3B: pruned from a 7B teacher, distilled on 3T tokens and in a fast decay on 300B.
+    """
+
+    def __init__(
+        self,
+        vlm: VisionLanguageModel,
+        teacher: VisionLanguageModel | None = None,
+        teacher_weights: str | None = None,
+        cache: str | None = None,
+        plan: DistillPlan | None = None,
+        optimizer: AdamW | None = None,
+        schedule: Schedule | None = None,
+        frozen: list[str] | None = None,
+        clip_norm: float = 1.0,
+    ) -> None:
+        super().__init__(vlm, optimizer, schedule, None, clip_norm)
+        self.plan = plan or DistillPlan()
+        if (teacher is None) == (cache is None):
+            raise ConfigError("give either a teacher or a cache", "model.teacher")
+        self.teacher = None if teacher is None else teacher.requires_grad_(False).eval()
+        self.cache = None if cache is None else TeacherCache(cache)
+        self._check()
+        if teacher is not None and teacher_weights is not None:
+            init_from(teacher, teacher_weights)
+        self.bridge = None
+        if self.plan.hidden_weight and teacher is not None:
+            self.bridge = nn.Linear(vlm.decoder.width, teacher.decoder.width, bias=False)
+        self._freeze([*(frozen or [])])
+
+    def _check(self) -> None:
+        if self.teacher is not None and self.teacher.vocab_size != self.vocab_size:
+            raise ConfigError(
+                f"the teacher's vocabulary has {self.teacher.vocab_size} rows, the student's {self.vocab_size}; "
+                "give both the same vocab_size",
+                "model.teacher.decoder.vocab_size",
+            )
+        if self.cache is not None and self.cache.temperature != self.plan.temperature:
+            raise ConfigError(
+                f"the cache was written at temperature {self.cache.temperature}, the plan says "
+                f"{self.plan.temperature}; make them equal",
+                "model.plan.temperature",
+            )
+        if self.cache is not None and self.plan.hidden_weight:
+            raise ConfigError("a cache holds no states; set it to 0 or give a teacher", "model.plan.hidden_weight")
+
+    def train(self, mode: bool = True) -> DistillStage:
+        super().train(mode)
+        if self.teacher is not None:
+            self.teacher.eval()
+        return self
+
+    # ------------------------------------------------------------------ loop
+    def training_step(self, batch: PackedBatch, batch_idx: int) -> Tensor:
+        hidden, labels, docs = self.labelled(batch)
+        exact = self.trainer.accumulate_grad_batches * self.trainer.world_size == 1
+        scale = 1.0 / (max(len(labels), 1) if exact else _UNIT)
+        if not exact:
+            count = torch.tensor(float(len(labels)), device=hidden.device)
+            self._labelled = count if self._labelled is None else self._labelled + count
+        states = self._teacher_states(batch)
+        teacher = self._from_cache(batch) if states is None else self._live(states)
+        weight = self.vlm.decoder.output_weight
+        loss, losses, apart = distillation_loss(hidden, weight, labels, teacher, self.plan, scale)
+        if self.bridge is not None and states is not None:
+            distance = (self.bridge(hidden).float() - states.float()).square().mean(-1)
+            loss = loss + self.plan.hidden_weight * scale * distance.sum()
+        self._log_losses(losses, docs, batch, "train")
+        if self._logs_now() and len(apart):
+            self.log("train/divergence", apart.mean(), batch_size=len(apart))
+        return loss
+
+    @torch.no_grad()
+    def _teacher_states(self, batch: PackedBatch) -> Tensor | None:
+        """float[M, D_teacher] at labelled positions; None where a cache stands for the teacher."""
+        if self.teacher is None:
+            return None
+        places = (batch.labels.flatten() != IGNORE).nonzero().flatten()
+        return self.teacher(batch).flatten(0, 1)[places]
+
+    def _live(self, states: Tensor) -> Callable[[slice], tuple[Tensor, Tensor]]:
+        assert self.teacher is not None
+        weight = self.teacher.decoder.output_weight.to(states.dtype)
+
+        @torch.no_grad()
+        def teacher(part: slice) -> tuple[Tensor, Tensor]:
+            return teacher_distribution(states[part] @ weight.T, self.plan)
+
+        return teacher
+
+    def _from_cache(self, batch: PackedBatch) -> Callable[[slice], tuple[Tensor, Tensor]]:
+        assert self.cache is not None
+        found = [self.cache.get(ids, f"sample {name}") for name, ids, _ in documents(batch)]
+        tokens, values = (torch.cat(parts).to(batch.ids.device) for parts in zip(*found))
+        return lambda part: (tokens[part], values[part])
+
+    # ------------------------------------------------------------------ the teacher is not ours to save
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        super().on_save_checkpoint(checkpoint)
+        state = checkpoint["state_dict"]
+        for key in [key for key in state if key.startswith("teacher.")]:
+            del state[key]
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        super().on_load_checkpoint(checkpoint)
+        if self.teacher is not None:
+            own = {f"teacher.{name}": value for name, value in self.teacher.state_dict().items()}
+            checkpoint["state_dict"] = {**checkpoint["state_dict"], **own}
+
+
+def documents(batch: PackedBatch) -> Iterable[tuple[str, Tensor, Tensor]]:
+    """Name, ids int64[T] and labelled places int64[M] (in the flattened batch) of each document, in order."""
+    ids, labels, segments = batch.ids.flatten(), batch.labels.flatten(), batch.segments.flatten()
+    for start, end in pairwise(batch.cu_seqlens.tolist()):
+        number = int(segments[start]) if end > start else -1
+        if number >= 0:
+            places = start + (labels[start:end] != IGNORE).nonzero().flatten()
+            yield batch.sample_ids[number], ids[start:end], places
+
+
+@torch.no_grad()
+def write_cache(
+    teacher: VisionLanguageModel, batches: Iterable[PackedBatch], folder: str | Path, plan: DistillPlan
+) -> int:
+    """Write the teacher's ``plan.top_k`` likeliest tokens (0: all) for every document; returns their number.
+
+    Args:
+        teacher: on the device it computes on; used in evaluation mode.
+        batches: packed documents, each at least once.
+        folder: see :class:`TeacherCacheWriter`.
+        plan: top_k and temperature.
+    """
+    was, device = teacher.training, teacher.decoder.output_weight.device
+    teacher.eval()
+    rows = max(1, (64 << 20) // (4 * teacher.vocab_size))
+    with TeacherCacheWriter(folder, plan.top_k or teacher.vocab_size, plan.temperature) as writer:
+        for batch in batches:
+            hidden = teacher(batch.to(device)).flatten(0, 1)
+            for _, ids, places in documents(batch):
+                states = hidden[places.to(device)]
+                parts = [
+                    teacher_distribution(part @ teacher.decoder.output_weight.T, plan) for part in states.split(rows)
+                ]
+                tokens, values = (torch.cat(column) for column in zip(*parts))
+                writer.add(ids, tokens, values)
+    teacher.train(was)
+    return len(writer.seen)
