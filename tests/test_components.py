@@ -14,6 +14,7 @@ from bluelm_lightning.components import (
     Component,
     Decoder,
     DiscriminativeRewardModel,
+    LanguageModel,
     LinearProjector,
     MLPProjector,
     Projector,
@@ -50,6 +51,7 @@ BUILDERS = {  # a component that needs arguments to be tiny; others are built wi
     ResamplerProjector: lambda: ResamplerProjector(24, 32, num_queries=5),
     CausalDecoder: tiny_decoder,
     VisionLanguageModel: tiny_vlm,
+    LanguageModel: lambda: LanguageModel(tiny_decoder()),
     ValueHead: tiny_value,
     DiscriminativeRewardModel: tiny_reward_model,
 }
@@ -127,7 +129,12 @@ def run_reward_model(model: DiscriminativeRewardModel):
     return scores
 
 
+def run_text(model: LanguageModel):
+    return model(pack([[random_doc(12, 0, 1), random_doc(5, 0, 2)]], 24, 0)) @ model.decoder.output_weight.T
+
+
 CONTRACTS = {
+    LanguageModel: run_text,
     VisionEncoder: run_vision,
     Projector: run_projector,
     Decoder: run_decoder,

@@ -1,12 +1,17 @@
 """Structured pruning: what does nothing can go without a trace, and the result is an ordinary model."""
 
+import json
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 import torch
-from tiny import random_doc, tiny_decoder, worst
+import yaml
+from tiny import TINY_LM, VOCAB, random_doc, tiny_decoder, tiny_tokenizer, worst
 
-from bluelm_lightning.components import CausalDecoder
+from bluelm_lightning.cli.fit import main as fit
+from bluelm_lightning.cli.prune import main
+from bluelm_lightning.components import CausalDecoder, LanguageModel
 from bluelm_lightning.components.attention import DocumentLayout
 from bluelm_lightning.components.pruning import (
     PruningPlan,
@@ -16,8 +21,10 @@ from bluelm_lightning.components.pruning import (
     plan_for,
     prune,
 )
+from bluelm_lightning.data.convert import write_shards
 from bluelm_lightning.data.packing import pack
-from bluelm_lightning.errors import ConfigError
+from bluelm_lightning.errors import ConfigError, DataError
+from bluelm_lightning.types import Sample
 
 WIDE = {
     "hidden_size": 48,
@@ -26,6 +33,12 @@ WIDE = {
     "intermediate_size": 40,
     "num_hidden_layers": 3,
 }
+
+
+@pytest.fixture
+def tokenizer_folder(tmp_path):
+    tiny_tokenizer().save_pretrained(tmp_path / "tokenizer")
+    return tmp_path / "tokenizer"
 
 
 def calibration():
@@ -60,7 +73,7 @@ def silenced(architecture: str) -> CausalDecoder:
 def test_parts_that_do_nothing_go_without_a_trace(architecture, criterion, tmp_path):
     decoder, batch = silenced(architecture), calibration()[0]
     before = {name: value.clone() for name, value in decoder.state_dict().items()}
-    made = activation_importance(decoder, calibration()) if criterion == "activations" else None
+    made = activation_importance(LanguageModel(decoder), calibration()) if criterion == "activations" else None
     importance = made or magnitude_importance(decoder)
     plan = PruningPlan(2, None, 2, 38)
     small, report = prune(decoder.model, plan, importance)
@@ -87,7 +100,7 @@ def test_a_channel_that_is_silent_is_the_first_to_go():
         for block in decoder.model.model.layers:
             block.self_attn.o_proj.weight[5] = 0
             block.mlp.down_proj.weight[5] = 0
-    importance = activation_importance(decoder, calibration())
+    importance = activation_importance(LanguageModel(decoder), calibration())
     assert int(importance.channels.argmin()) == 5
     small, report = prune(decoder.model, PruningPlan(hidden_size=24), importance)
     assert len(report.channels) == 24
@@ -101,11 +114,11 @@ def test_a_channel_that_is_silent_is_the_first_to_go():
 
 def test_hooks_and_mode_are_gone_afterwards():
     decoder = tiny_decoder(seed=1, config=WIDE).train()
-    activation_importance(decoder, calibration())
+    activation_importance(LanguageModel(decoder), calibration())
     assert decoder.training
     assert not any(part._forward_hooks or part._forward_pre_hooks for part in decoder.modules())
     with pytest.raises(ConfigError, match="calibration set is empty"):
-        activation_importance(decoder, [])
+        activation_importance(LanguageModel(decoder), [])
 
 
 @pytest.mark.parametrize("depth", [0.0, 0.5, 1.0])
@@ -115,7 +128,7 @@ def test_a_plan_reaches_its_parameters(depth):
     total = sum(p.numel() for p in decoder.model.parameters())
     assert count_parameters(config, PruningPlan().sizes(config)) == total
     plan = plan_for(config, int(0.6 * total), depth)
-    small, report = prune(decoder.model, plan, activation_importance(decoder, calibration()))
+    small, report = prune(decoder.model, plan, activation_importance(LanguageModel(decoder), calibration()))
     assert 0.5 * total < report.parameters[1] <= 0.6 * total
     assert (small.config.num_hidden_layers == 8) == (depth == 0)
     assert count_parameters(small.config, PruningPlan().sizes(small.config)) == report.parameters[1]
@@ -133,3 +146,40 @@ def test_nonsense_is_refused():
         plan_for(decoder.model.config, 10)
     with pytest.raises(ConfigError, match="not built like Llama"):
         magnitude_importance(SimpleNamespace(model=torch.nn.Linear(2, 2)))
+
+
+def test_a_language_model_is_the_decoder_and_refuses_pictures():
+    decoder = tiny_decoder(seed=1)
+    batch = pack([[random_doc(20, seed=1)]], 24, 0)
+    model = LanguageModel(decoder)
+    with torch.no_grad():
+        assert torch.equal(model(batch), states(decoder, batch))
+    assert [name for name, _ in model.named_children()] == ["decoder"]
+    with pytest.raises(DataError, match="sample doc3: has a picture"):
+        model(pack([[random_doc(20, 1, seed=3)]], 24, 0))
+
+
+def test_the_command_prunes_a_run_on_its_own_data(tmp_path, monkeypatch, capsys, tokenizer_folder):
+    write_shards((Sample(f"t{n}", "text", text=f"the sum is {n} and {n + 1}") for n in range(60)), tmp_path / "text")
+    monkeypatch.chdir(tmp_path)
+    config = {
+        "model": {"class_path": "PretrainStage", "init_args": {"vlm": {"class_path": "LanguageModel", "init_args": {
+            "decoder": {"class_path": "CausalDecoder", "init_args": {"config": {**TINY_LM, **WIDE, "vocab_size": VOCAB}}}
+        }}}},
+        "data": {"class_path": "PretrainDataModule", "init_args": {
+            "tokenizer": str(tokenizer_folder), "sources": [{"path": "text"}], "row_tokens": 64, "num_workers": 0
+        }},
+        "trainer": {"accelerator": "cpu", "max_steps": 2},
+    }  # fmt: skip
+    Path("text.yaml").write_text(yaml.safe_dump(config))
+    assert fit(["--config", "text.yaml", "--run_dir", "teacher"]) == 0
+    assert main(["teacher", "--out", "small", "--parameters", "30000", "--depth", "0.5", "--batches", "2"]) == 0
+    told = json.loads(Path("small/pruning.json").read_text())
+    assert told["parameters"][1] <= 30000 < told["parameters"][0]
+    small = CausalDecoder(checkpoint="small")
+    assert small.num_parameters() == told["parameters"][1]
+    assert "parameters (" in capsys.readouterr().out
+    assert main(["teacher", "--out", "small", "--layers", "1"]) == 2
+    assert "is not empty" in capsys.readouterr().err
+    assert main(["teacher", "--out", "other"]) == 2
+    assert "either --parameters" in capsys.readouterr().err

@@ -77,7 +77,7 @@ def summarize(stage: Any, max_grid: int = 4, thumbnail: bool = False, row_tokens
         thumbnail=thumbnail and tiles > 1,
         row_tokens=row_tokens,
         decoder_flops_per_token=vlm.decoder.flops_per_token(row_tokens // 2),
-        vision_flops_per_tile=vlm.vision.flops_per_image() + _projector_flops(vlm.projector, spec),
+        vision_flops_per_tile=_vision_flops(vlm, spec),
     )
 
 
@@ -86,6 +86,12 @@ def image_settings(config: Any) -> dict[str, Any]:
     arguments = config.data.get("init_args") or {}
     known = ("max_grid", "thumbnail", "row_tokens")
     return {key: arguments[key] for key in known if arguments.get(key) is not None}
+
+
+def _vision_flops(vlm: Any, spec: ImageSpec) -> int:
+    if not hasattr(vlm, "vision"):
+        return 0
+    return vlm.vision.flops_per_image() + _projector_flops(vlm.projector, spec)
 
 
 def _projector_flops(projector: Any, spec: ImageSpec) -> int:

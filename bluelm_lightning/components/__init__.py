@@ -4,6 +4,7 @@ from bluelm_lightning.components.base import Component, Decoder, Projector, Visi
 from bluelm_lightning.components.decoder import CausalDecoder
 from bluelm_lightning.components.projector import LinearProjector, MLPProjector, ResamplerProjector
 from bluelm_lightning.components.reward_model import DiscriminativeRewardModel
+from bluelm_lightning.components.text import LanguageModel
 from bluelm_lightning.components.value import ValueHead
 from bluelm_lightning.components.vit import ViTEncoder
 from bluelm_lightning.components.vlm import VisionLanguageModel
@@ -13,6 +14,7 @@ __all__ = [
     "Component",
     "Decoder",
     "DiscriminativeRewardModel",
+    "LanguageModel",
     "LinearProjector",
     "MLPProjector",
     "Projector",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -250,6 +250,10 @@ class MultimodalDataModule(L.LightningDataModule):
                     except DataError:
                         continue
         return out
+
+    def calibration(self) -> Iterator[PackedBatch]:
+        """Training batches in order, without end, outside of any run: to measure a model on."""
+        return iter(self.train_dataloader())
 
     def manifest(self) -> dict[str, Any]:
         """What the run was fed, for its lineage record."""

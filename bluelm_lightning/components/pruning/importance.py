@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from bluelm_lightning.components.attention import DocumentLayout
 from bluelm_lightning.components.base import Decoder
+from bluelm_lightning.components.vlm import VisionLanguageModel
 from bluelm_lightning.errors import ConfigError
 from bluelm_lightning.types import PackedBatch
 
@@ -52,32 +52,30 @@ def _has(module: Any, path: str) -> bool:
 
 
 @torch.no_grad()
-def activation_importance(decoder: Decoder, batches: Iterable[PackedBatch]) -> Importance:
+def activation_importance(vlm: VisionLanguageModel, batches: Iterable[PackedBatch]) -> Importance:
     """From one forward pass over a calibration set.
 
     Neurons and channels: mean absolute activation (the input of the MLP's last layer; the output of the norms). Groups:
     mean L2 norm of what their heads add. Layers: 1 - cosine of a layer's input and output, a token (block importance).
 
     Args:
-        decoder: over a Llama-like model of transformers; its mode is restored.
-        batches: packed texts; a few hundred thousand tokens are plenty.
+        vlm: its decoder is a Llama-like model of transformers; its mode is restored.
+        batches: packed documents, with or without pictures; a few hundred thousand tokens are plenty.
 
     Raises:
         ConfigError: no batch, or a model of another build.
     """
-    model: Any = decoder.model
-    sums = _Sums(model)
-    was = decoder.training
-    decoder.eval()
+    sums = _Sums(vlm.decoder.model)
+    was = vlm.training
+    vlm.eval()
     try:
         for batch in batches:
             sums.kept = batch.segments.flatten() >= 0
-            layout = DocumentLayout(batch.cu_seqlens, batch.max_seqlen)
-            decoder(decoder.embed(batch.ids), batch.positions, layout=layout)
+            vlm(batch)
             sums.tokens += int(sums.kept.sum())
     finally:
         sums.remove()
-        decoder.train(was)
+        vlm.train(was)
     if not sums.tokens:
         raise ConfigError("the calibration set is empty; give at least one batch", "pruning")
     return sums.importance()
