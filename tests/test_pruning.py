@@ -162,9 +162,10 @@ def test_a_language_model_is_the_decoder_and_refuses_pictures():
 def test_the_command_prunes_a_run_on_its_own_data(tmp_path, monkeypatch, capsys, tokenizer_folder):
     write_shards((Sample(f"t{n}", "text", text=f"the sum is {n} and {n + 1}") for n in range(60)), tmp_path / "text")
     monkeypatch.chdir(tmp_path)
+    decoder = {"config": {**TINY_LM, **WIDE, "vocab_size": VOCAB}}
     config = {
         "model": {"class_path": "PretrainStage", "init_args": {"vlm": {"class_path": "LanguageModel", "init_args": {
-            "decoder": {"class_path": "CausalDecoder", "init_args": {"config": {**TINY_LM, **WIDE, "vocab_size": VOCAB}}}
+            "decoder": {"class_path": "CausalDecoder", "init_args": decoder}
         }}}},
         "data": {"class_path": "PretrainDataModule", "init_args": {
             "tokenizer": str(tokenizer_folder), "sources": [{"path": "text"}], "row_tokens": 64, "num_workers": 0

@@ -3,8 +3,8 @@
 bluelm-prune runs/teacher --out decoders/student --parameters 2500000000 --depth 0.2
 bluelm-prune runs/teacher --out decoders/student --layers 24 --width 2048 --groups 4 --neurons 5632
 
-OUT is an ordinary folder of transformers: name it as ``checkpoint`` of a CausalDecoder. ``pruning.json`` in it says what
-went.
+OUT is an ordinary folder of transformers: name it as ``checkpoint`` of a CausalDecoder. ``pruning.json`` in it says
+what went.
 """
 
 from __future__ import annotations
