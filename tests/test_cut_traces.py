@@ -70,9 +70,9 @@ def test_the_share_of_cut_traces_and_their_places():
     assert written != [learnt(fetcher.fetch(Ref(0, 1, n))) for n in range(400)]  # other places in another pass
 
 
-def test_workers_cut_the_same_traces():
+def test_workers_cut_and_state_the_same():
     def batches(workers: int):
-        fetcher = SampleFetcher([Talks(20)], tiny_encoder(), 0, cut_shares=[0.5])
+        fetcher = SampleFetcher([Talks(20)], tiny_encoder(), 0, cut_shares=[0.5], stated_shares=[0.5])
         return [flat(b) for b in PackedLoader(fetcher, Mixture([20], epochs=[1]), PackingPlan(96), 0, workers)]
 
     whole = [flat(batch) for batch in loader_of([Talks(20)], rows=1)]

@@ -27,11 +27,12 @@ class DiscriminativeRewardModel(Component):
         self.vlm, self.head = vlm, ValueHead(vlm.decoder.width, hidden_dim)
 
     def forward(self, batch: PackedBatch) -> Tensor:
-        hidden = self.vlm(batch).flatten(0, 1)
-        documents = batch.segments.flatten()
-        count = len(batch.sample_ids)
-        places = torch.arange(len(documents), device=documents.device)
-        held = documents >= 0
-        last = torch.zeros(count, dtype=torch.long, device=documents.device)
-        last = last.scatter_reduce(0, documents[held], places[held], "amax")
-        return self.head(hidden[last])
+        return self.head(last_states(self.vlm(batch), batch))
+
+
+def last_states(hidden: Tensor, batch: PackedBatch) -> Tensor:
+    """The state of each document's last token: float[B, T, D] -> float[documents, D]."""
+    documents = batch.segments.flatten()
+    places, held = torch.arange(len(documents), device=documents.device), documents >= 0
+    last = torch.zeros(len(batch.sample_ids), dtype=torch.long, device=documents.device)
+    return hidden.flatten(0, 1)[last.scatter_reduce(0, documents[held], places[held], "amax")]

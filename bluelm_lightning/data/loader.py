@@ -18,6 +18,7 @@ import torch
 from bluelm_lightning.data.fetch import SampleFetcher, ShippedFetcher
 from bluelm_lightning.data.mixture import Mixture
 from bluelm_lightning.data.packing import choose_rows, pack, split_text
+from bluelm_lightning.data.pairs import parts_of
 from bluelm_lightning.errors import ConfigError, DataError
 from bluelm_lightning.types import Encoded, PackedBatch, Ref, Skipped
 
@@ -156,7 +157,8 @@ class PackedLoader:
         lengths, tiles = [len(p.doc) for p in pending], [len(p.doc.tiles) for p in pending]
         rows = choose_rows(lengths, tiles, plan.rows, plan.row_tokens, plan.max_tiles)
         taken = {i for row in rows for i in row}
-        batch = pack([[pending[i].doc for i in row] for row in rows], plan.row_tokens, self.pad_id, cursor)
+        documents = [[part for i in row for part in parts_of(pending[i].doc)] for row in rows]
+        batch = pack(documents, plan.row_tokens, self.pad_id, cursor)
         return batch, [p for i, p in enumerate(pending) if i not in taken]
 
     def _chunks(self) -> Iterator[tuple[list[Ref], dict[str, Any]]]:
@@ -180,8 +182,7 @@ class PackedLoader:
                 drawn.append((refs, state))
                 yield refs
 
-        own = self.fetcher
-        shipped = ShippedFetcher(own.sources, own.encoder, own.seed, own.thinking_shares, own.cut_shares)
+        shipped = ShippedFetcher(**vars(self.fetcher))
         loader: Iterable[Any] = torch.utils.data.DataLoader(
             shipped,  # type: ignore[arg-type]
             sampler=keys(),

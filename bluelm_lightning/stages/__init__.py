@@ -7,6 +7,7 @@ from bluelm_lightning.stages.distill_losses import DistillPlan
 from bluelm_lightning.stages.muon import Muon
 from bluelm_lightning.stages.optim import AdamW, ParameterGroup
 from bluelm_lightning.stages.ppo import PPOStage
+from bluelm_lightning.stages.preference import DPOStage, PreferenceStage, RewardStage
 from bluelm_lightning.stages.pretrain import PretrainStage
 from bluelm_lightning.stages.rl import RLStage
 from bluelm_lightning.stages.schedules import Constant, Schedule, WarmupCosine, WarmupStableDecay
@@ -15,13 +16,16 @@ from bluelm_lightning.stages.sft import SFTStage
 __all__ = [
     "AdamW",
     "Constant",
+    "DPOStage",
     "DistillPlan",
     "DistillStage",
     "Muon",
     "PPOStage",
     "ParameterGroup",
+    "PreferenceStage",
     "PretrainStage",
     "RLStage",
+    "RewardStage",
     "RolloutPlan",
     "SFTStage",
     "Schedule",

@@ -71,14 +71,8 @@ class Stage(L.LightningModule):
     # ------------------------------------------------------------------ loop
     def training_step(self, batch: PackedBatch, batch_idx: int) -> Tensor:
         hidden, labels, docs = self.labelled(batch)
-        exact = self.trainer.accumulate_grad_batches * self.trainer.world_size == 1
-        # Micro-batches hold different numbers of labelled tokens: sum now, divide once, before the optimizer step.
-        divisor = max(len(labels), 1) if exact else _UNIT
-        scale = torch.full((len(labels),), 1.0 / divisor, device=hidden.device)
+        scale = torch.full((len(labels),), self._scale(len(labels), hidden.device), device=hidden.device)
         loss, token_losses = linear_cross_entropy(hidden, self.vlm.decoder.output_weight, labels, scale)
-        if not exact:
-            count = torch.tensor(float(len(labels)), device=hidden.device)
-            self._labelled = count if self._labelled is None else self._labelled + count
         self._log_losses(token_losses, docs, batch, "train")
         return loss
 
@@ -87,9 +81,20 @@ class Stage(L.LightningModule):
         _, token_losses = linear_cross_entropy(hidden, self.vlm.decoder.output_weight, labels)
         self._log_losses(token_losses, docs, batch, "val")
 
-    def labelled(self, batch: PackedBatch) -> tuple[Tensor, Tensor, Tensor]:
+    def _scale(self, count: int, device: Any) -> float:
+        """Weight of each of ``count`` items in the sum of this micro-batch, so that the step is the mean over all.
+
+        Micro-batches hold different numbers of items: sum now, divide once, before the optimizer step.
+        """
+        if self.trainer.accumulate_grad_batches * self.trainer.world_size == 1:
+            return 1.0 / max(count, 1)
+        items = torch.tensor(float(count), device=device)
+        self._labelled = items if self._labelled is None else self._labelled + items
+        return 1.0 / _UNIT
+
+    def labelled(self, batch: PackedBatch, vlm: VisionLanguageModel | None = None) -> tuple[Tensor, Tensor, Tensor]:
         """Hidden states float[M, D], labels int64[M] and document numbers int64[M] of the positions that carry loss."""
-        hidden = self.vlm(batch)
+        hidden = (vlm or self.vlm)(batch)
         places = (batch.labels.flatten() != IGNORE).nonzero().flatten()
         return hidden.flatten(0, 1)[places], batch.labels.flatten()[places], batch.segments.flatten()[places]
 

@@ -20,8 +20,6 @@ from bluelm_lightning.stages.optim import AdamW
 from bluelm_lightning.stages.schedules import Schedule
 from bluelm_lightning.types import IGNORE, PackedBatch
 
-_UNIT = 1024.0  # labelled tokens; see Stage
-
 
 class DistillStage(Stage):
     """Next-token training against a teacher's distribution, mixed with cross-entropy.
@@ -95,11 +93,7 @@ class DistillStage(Stage):
     # ------------------------------------------------------------------ loop
     def training_step(self, batch: PackedBatch, batch_idx: int) -> Tensor:
         hidden, labels, docs = self.labelled(batch)
-        exact = self.trainer.accumulate_grad_batches * self.trainer.world_size == 1
-        scale = 1.0 / (max(len(labels), 1) if exact else _UNIT)
-        if not exact:
-            count = torch.tensor(float(len(labels)), device=hidden.device)
-            self._labelled = count if self._labelled is None else self._labelled + count
+        scale = self._scale(len(labels), hidden.device)
         states = self._teacher_states(batch)
         teacher = self._from_cache(batch) if states is None else self._live(states)
         weight = self.vlm.decoder.output_weight

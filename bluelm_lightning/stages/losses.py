@@ -7,6 +7,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.utils.checkpoint import checkpoint
 
 _CHUNK_BYTES = 64 << 20  # float32 logits held at a time; more gains no speed
 
@@ -74,6 +75,28 @@ def linear_cross_entropy(
     rows = chunk_rows or max(1, _CHUNK_BYTES // (4 * weight.shape[0]))
     total, losses = _LinearCrossEntropy.apply(hidden, weight, labels, scale, rows)
     return total, losses.detach()
+
+
+def linear_token_losses(hidden: Tensor, weight: Tensor, labels: Tensor, chunk_rows: int | None = None) -> Tensor:
+    """Loss of each position, float32[M], differentiable: what a loss over whole documents is made of.
+
+    Args:
+        hidden: float[M, D].
+        weight: float[V, D], the output head.
+        labels: int64[M].
+        chunk_rows: positions whose logits are held at a time (recomputed in the backward pass); default: 64 MiB.
+    """
+    rows = chunk_rows or max(1, _CHUNK_BYTES // (4 * weight.shape[0]))
+    parts = [slice(start, start + rows) for start in range(0, len(labels), rows)]
+    if len(parts) <= 1 or not torch.is_grad_enabled():
+        losses = [_token_losses(hidden[part], weight, labels[part]) for part in parts]
+    else:
+        losses = [checkpoint(_token_losses, hidden[p], weight, labels[p], use_reentrant=False) for p in parts]  # type: ignore[misc]
+    return torch.cat(losses) if losses else hidden.new_zeros(0, dtype=torch.float32)
+
+
+def _token_losses(hidden: Tensor, weight: Tensor, labels: Tensor) -> Tensor:
+    return F.cross_entropy((hidden @ weight.T).float(), labels, reduction="none")
 
 
 def reference_cross_entropy(hidden: Tensor, weight: Tensor, labels: Tensor) -> Tensor:

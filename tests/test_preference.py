@@ -1,0 +1,141 @@
+"""Preferences: pairs side by side, a reward model that learns them, and direct preference optimisation."""
+
+import lightning as L
+import pytest
+import torch
+import torch.nn.functional as F
+from test_stage import Recorder
+from tiny import TINY_LM, png, tiny_decoder, tiny_tokenizer, tiny_vit, tiny_vlm, worst
+
+from bluelm_lightning.components import DiscriminativeRewardModel, MLPProjector, VisionLanguageModel
+from bluelm_lightning.components.adapters import LowRank
+from bluelm_lightning.datamodules import PreferenceDataModule, SourceSpec
+from bluelm_lightning.errors import ConfigError, DataError
+from bluelm_lightning.rl.rewards import RewardModel
+from bluelm_lightning.stages import AdamW, DPOStage, RewardStage
+from bluelm_lightning.types import Sample
+
+
+class Preferences:
+    """Red is preferred to blue, with and without a picture; number ``broken`` has no rejected answer."""
+
+    def __init__(self, num: int = 12, broken: int = -1) -> None:
+        self.num, self.broken = num, broken
+
+    def __len__(self) -> int:
+        return self.num
+
+    def __getitem__(self, index: int) -> Sample:
+        pictured = index % 3 == 0
+        meta = {"chosen": "red" + "!" * (index % 4), "rejected": {"content": "blue", "thinking": "hm"}}
+        if index == self.broken:
+            del meta["rejected"]
+        turns = [{"role": "user", "content": "<image>" * pictured + f"which {index}?"}]
+        return Sample(f"p{index}", "prefs", turns, images=[png(seed=index)] * pictured, meta=meta)
+
+
+def data_of(folder, source=None, **options) -> PreferenceDataModule:
+    tiny_tokenizer().save_pretrained(folder / "tokenizer")
+    sources = [SourceSpec(source=source or Preferences(), name="prefs")]
+    return PreferenceDataModule(str(folder / "tokenizer"), sources, **{"row_tokens": 128, "num_workers": 0, **options})
+
+
+class Keep(L.Callback):
+    def __init__(self):
+        self.batches, self.logged = [], []
+
+    def on_train_batch_end(self, trainer, stage, outputs, batch, batch_idx):
+        self.batches.append(batch)
+        self.logged.append({name: float(value) for name, value in trainer.callback_metrics.items()})
+
+
+def fit(stage, data, folder, steps, **options) -> Keep:
+    keep = Keep()
+    trainer = L.Trainer(
+        accelerator="cpu", max_steps=steps, logger=False, callbacks=[keep], log_every_n_steps=1,
+        default_root_dir=folder, enable_progress_bar=False, enable_model_summary=False, enable_checkpointing=False,
+        **options,
+    )  # fmt: skip
+    trainer.fit(stage, data)
+    keep.trainer = trainer
+    return keep
+
+
+def test_pairs_stand_side_by_side_with_any_number_of_workers(tmp_path):
+    found = []
+    for workers in (0, 2):
+        keep = fit(RewardStage(tiny_vlm()), data_of(tmp_path, num_workers=workers), tmp_path, 3)
+        found.append([batch.ids for batch in keep.batches])
+        for batch in keep.batches:
+            assert batch.sample_ids[0::2] == batch.sample_ids[1::2]
+            texts = [tiny_tokenizer().decode(batch.ids[batch.segments == n]) for n in range(len(batch.sample_ids))]
+            assert all("red" in text for text in texts[0::2])
+            assert all("<think>hm</think>blue" in text for text in texts[1::2])
+            assert (batch.tile_segments.bincount(minlength=len(texts))[0::2] > 0).any()
+    assert all(torch.equal(a, b) for a, b in zip(*found))
+
+
+def test_an_answer_that_is_missing_is_skipped_and_named(tmp_path, caplog):
+    fit(RewardStage(tiny_vlm()), data_of(tmp_path, Preferences(12, broken=4)), tmp_path, 3)
+    assert "skipped sample p4: rejected is None; write the answer as a text" in caplog.text
+    with pytest.raises(DataError, match="in a row cannot be used"):
+        fit(RewardStage(tiny_vlm()), data_of(tmp_path, Preferences(1, broken=0)), tmp_path, 1)
+
+
+def test_a_reward_model_learns_what_is_preferred_and_scores_rollouts(tmp_path):
+    stage = RewardStage(tiny_vlm(seed=1), 16, margin=0.1, optimizer=AdamW(lr=3e-3))
+    keep = fit(stage, data_of(tmp_path), tmp_path, 40)
+    assert keep.logged[0]["train/loss"] == pytest.approx(float(-F.logsigmoid(torch.tensor(-0.1))), abs=1e-4)
+    assert keep.logged[-1]["train/accuracy"] == 1.0
+    assert keep.logged[-1]["train/loss"] < 0.1
+    keep.trainer.save_checkpoint(tmp_path / "reward.ckpt")
+    loaded = RewardModel(DiscriminativeRewardModel(tiny_vlm(seed=2), 16), str(tmp_path / "reward.ckpt")).model
+    batch = keep.batches[-1]
+    with torch.no_grad():
+        scores = loaded(batch)
+        assert torch.equal(scores[0::2] - scores[1::2], stage.eval().ahead(batch))
+    assert (scores[0::2] > scores[1::2]).all()
+
+
+def test_the_gradient_of_dpo_is_that_of_its_definition(tmp_path):
+    recorder = Recorder()
+    stage = DPOStage(tiny_vlm(seed=1), beta=0.3, label_smoothing=0.1, optimizer=recorder, clip_norm=0.0)
+    keep = fit(stage, data_of(tmp_path), tmp_path, 1, accumulate_grad_batches=2)
+    assert keep.logged[0]["train/loss"] == pytest.approx(0.6931, abs=1e-4)  # the policy is its reference
+    policy, ahead = tiny_vlm(seed=1), []
+    with torch.no_grad():
+        policy.decoder.output_weight.add_(0)
+    for batch in keep.batches:
+        logits = (policy(batch).flatten(0, 1) @ policy.decoder.output_weight.T).log_softmax(-1)
+        sums = []
+        for document in range(len(batch.sample_ids)):
+            held = (batch.segments.flatten() == document) & (batch.labels.flatten() >= 0)
+            sums.append(logits[held].gather(1, batch.labels.flatten()[held, None]).sum())
+        ahead += [0.3 * ((c - c.detach()) - (r - r.detach())) for c, r in zip(sums[0::2], sums[1::2])]
+    ahead = torch.stack(ahead)
+    (0.9 * -F.logsigmoid(ahead) + 0.1 * -F.logsigmoid(-ahead)).mean().backward()
+    wanted = {f"vlm.{name}": p.grad for name, p in policy.named_parameters() if p.grad is not None}
+    assert all(worst(recorder.taken[0][name], wanted[name], floor=1e-4) < 1e-4 for name in wanted)
+
+
+@pytest.mark.parametrize("adapters", [False, True])
+def test_dpo_learns_what_is_preferred(tmp_path, adapters):
+    if adapters:
+        decoder = tiny_decoder(config=TINY_LM, adapters=LowRank(4))
+        vlm = VisionLanguageModel(tiny_vit(1), MLPProjector(24, 32), decoder)
+        stage = DPOStage(vlm, 0.5, optimizer=AdamW(lr=1e-2), frozen=["vlm.vision.*", "vlm.projector.*"])
+        assert stage.reference is None
+    else:
+        stage = DPOStage(tiny_vlm(seed=1), 0.5, optimizer=AdamW(lr=3e-3))
+    keep = fit(stage, data_of(tmp_path), tmp_path, 15)
+    assert keep.logged[0]["train/ahead"] == pytest.approx(0.0, abs=1e-5)
+    assert keep.logged[-1]["train/accuracy"] == 1.0
+    assert keep.logged[-1]["train/loss"] < 0.4
+
+
+def test_nonsense_is_refused():
+    for wrong in ({"beta": 0.0}, {"label_smoothing": 0.5}):
+        with pytest.raises(ConfigError, match=r"model\.beta"):
+            DPOStage(tiny_vlm(), **wrong)
+    with pytest.raises(ConfigError, match=r"model\.margin"):
+        RewardStage(tiny_vlm(), margin=-1.0)
