@@ -31,7 +31,7 @@ ARMS: dict[str, tuple[bool, dict[str, Any] | None]] = {  # name -> budget curric
     "neither": (False, None),
 }
 FORMULAS = {  # what Group Overlong could have been
-    "group": (False, {"formula": "group"}),
+    "min_max": (False, {"formula": "min_max"}),
     "soft_overlong": (False, {"formula": "soft_overlong", "max_tokens": 56, "cache_tokens": 40}),
 }
 COUNT = 300  # held-out pictures
@@ -157,7 +157,7 @@ def main() -> None:
     facts = {"arms": len(ARMS), "steps": base["trainer"]["max_steps"], "seeds": len(SEEDS), "count": COUNT}
     facts |= {"slips": SLIP_SHARE, "terse": STYLES["terse"], "again": STYLES["again"]}
     facts["weight"] = base["model"]["init_args"]["rewards"]["init_args"]["weights"]["length"]
-    shown = {"min_max (default)": arms["Group Overlong alone"], **{name: arms[name] for name in FORMULAS}}
+    shown = {"group (ours)": arms["Group Overlong alone"], **{name: arms[name] for name in FORMULAS}}
     text = _HEAD.format(**facts) + "\n" + table(before, {name: arms[name] for name in ARMS})
     text += "\n## Formulas of the length penalty, without a curriculum\n\n" + table(before, shown)
     Path("docs/rl.json").write_text(json.dumps({"fine_tuned": before, "arms": arms}, indent=1) + "\n")

@@ -86,9 +86,9 @@ def thinks(tokens: int, answer: str, group: int = 0):
 def test_group_overlong_compares_with_the_right_rollouts_of_the_group():
     group = [thinks(n, a) for n, a in ((4, "8"), (6, "8"), (8, "8"), (12, "9"), (2, "9"))]
     # right ones think 6 on average: 4 and 6 are free, 8 pays (8 - 6) / 6, 12 pays all, and a short guess gains nothing
-    assert values(GroupOverlong("group"), group) == pytest.approx([0, 0, -1 / 3, -1, 0])
-    assert values(GroupOverlong("group", span=2), group) == pytest.approx([0, 0, -1 / 6, -0.5, 0])
-    assert values(GroupOverlong("group", gate=0.61), group) == [0.0] * 5  # three of five are right
+    assert values(GroupOverlong(), group) == pytest.approx([0, 0, -1 / 3, -1, 0])
+    assert values(GroupOverlong(span=2), group) == pytest.approx([0, 0, -1 / 6, -0.5, 0])
+    assert values(GroupOverlong(gate=0.61), group) == [0.0] * 5  # three of five are right
     shortest = [n / 10 for n in (2, 4, 6, 10, 0)]
     wanted = [-s * (0.5 if i < 3 else 1) for i, s in enumerate(shortest)]
     assert values(GroupOverlong("min_max"), group) == pytest.approx(wanted)
@@ -96,7 +96,7 @@ def test_group_overlong_compares_with_the_right_rollouts_of_the_group():
 
 def test_groups_do_not_mix_and_absolute_lengths_do_not_look_at_groups():
     short, long = [thinks(4, "8", 0), thinks(4, "8", 0)], [thinks(40, "8", 1), thinks(40, "8", 1)]
-    assert values(GroupOverlong("group"), short + long) == [0.0] * 4
+    assert values(GroupOverlong(), short + long) == [0.0] * 4
     soft = GroupOverlong("soft_overlong", max_tokens=40, cache_tokens=20)
     assert values(soft, [*long, thinks(30, "9", 1)]) == [-1.0, -1.0, -0.5]
 
