@@ -30,7 +30,7 @@ class GroupOverlong(Reward):
     ``min_max``: ``-(length - shortest) / (longest - shortest)``, halved for right rollouts, gated likewise.
     ``soft_overlong``: DAPO's, 0 up to ``max_tokens - cache_tokens``, then linear to -1 at ``max_tokens``.
 
-    ``docs/RL.md`` compares them: all shorten at about the same accuracy. ``group`` is the default, because it alone pays
+    ``docs/RL.md`` compares them: all shorten at about the same accuracy. ``group`` is the default: it alone pays
     nothing for being shorter than the right answers are; ``min_max`` shortens a little more.
 
     Args:
