@@ -151,7 +151,10 @@ class Stage(L.LightningModule):
             total = self.trainer.strategy.reduce(total, reduce_op="sum")
         parts = self.trainer.accumulate_grad_batches * self.trainer.world_size
         gradients = [p.grad for p in self.parameters() if p.grad is not None]
-        torch._foreach_mul_(gradients, parts * _UNIT / max(float(total), 1.0))  # no label at all: gradients are zero
+        if gradients:  # a callback may have taken them all away to skip the step
+            torch._foreach_mul_(
+                gradients, parts * _UNIT / max(float(total), 1.0)
+            )  # no label at all: gradients are zero
         self._labelled = None
 
     def _freeze(self, globs: list[str]) -> None:
