@@ -105,6 +105,17 @@ def _by_mode(scored: Sequence[Scored], names: Collection[str]) -> dict[str, floa
     return {name: mean(values) for name, values in found.items()}
 
 
+def pass_rates(scored: Sequence[Scored], required: Collection[str] = ()) -> dict[int, float]:
+    """Mean of the ``required`` rewards (else of all), held in [0, 1], by group; groups without any are left out."""
+    found: dict[int, list[float]] = defaultdict(list)
+    for item in scored:
+        names = set(required) & set(item.rewards) or set(item.rewards)
+        values = [value for name in sorted(names) if (value := _value(item, name)) is not None]
+        if values:
+            found[item.rollout.group].append(min(1.0, max(0.0, mean(values))))
+    return {group: mean(values) for group, values in found.items()}
+
+
 def _value(item: Scored, name: str) -> float | None:
     return item.rewards[name].value if name in item.rewards else None
 

@@ -152,9 +152,7 @@ class Stage(L.LightningModule):
         parts = self.trainer.accumulate_grad_batches * self.trainer.world_size
         gradients = [p.grad for p in self.parameters() if p.grad is not None]
         if gradients:  # a callback may have taken them all away to skip the step
-            torch._foreach_mul_(
-                gradients, parts * _UNIT / max(float(total), 1.0)
-            )  # no label at all: gradients are zero
+            torch._foreach_mul_(gradients, parts * _UNIT / max(float(total), 1.0))  # no label: they are zero
         self._labelled = None
 
     def _freeze(self, globs: list[str]) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-from collections import defaultdict
 from dataclasses import replace
 from typing import Any
 
@@ -19,7 +18,7 @@ from bluelm_lightning.generation.engine import RolloutEngine, evaluating
 from bluelm_lightning.generation.sampling import Sampling
 from bluelm_lightning.rl.advantages import group_advantages, rloo_advantages
 from bluelm_lightning.rl.experience import deal, pack_experience
-from bluelm_lightning.rl.forensics import rollout_metrics
+from bluelm_lightning.rl.forensics import mean, pass_rates, rollout_metrics
 from bluelm_lightning.rl.plan import RolloutPlan
 from bluelm_lightning.rl.policy_loss import GRPO, PolicyLoss
 from bluelm_lightning.rl.rewards.router import RewardRouter
@@ -124,7 +123,7 @@ class RLStage(Stage):
         credit = self._credit(scored)
         useful = self._useful(scored, credit)
         metrics = rollout_metrics(scored, self.rewards.verdicts, self.rewards.required)
-        metrics["rollout/staleness"] = self.global_step - sum(s.rollout.step for s in scored) / max(len(scored), 1)
+        metrics["rollout/staleness"] = self.global_step - mean([item.rollout.step for item in scored])
         return self._experience([scored[i].rollout for i in useful], credit[useful], metrics)
 
     @property
@@ -138,14 +137,7 @@ class RLStage(Stage):
             self.written_at.fill_(self.global_step)
 
     def pass_rates(self, scored: list[Scored]) -> dict[int, float]:
-        """Mean of the required rewards (else of all), held in [0, 1], by group; groups without any are left out."""
-        found: dict[int, list[float]] = defaultdict(list)
-        for item in scored:
-            names = self.rewards.required & set(item.rewards) or set(item.rewards)
-            values = [v for name in sorted(names) if (v := item.rewards[name].value) is not None]
-            if values:
-                found[item.rollout.group].append(min(1.0, max(0.0, sum(values) / len(values))))
-        return {group: sum(values) / len(values) for group, values in found.items()}
+        return pass_rates(scored, self.rewards.required)
 
     def _credit(self, scored: list[Scored]) -> Tensor:
         """float32[R], the advantage of each rollout; 0 where the total is missing."""
