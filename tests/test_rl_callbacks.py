@@ -10,8 +10,9 @@ from rollouts import rollout
 from test_rl_stage import Peek
 
 from bluelm_lightning.callbacks import AdaptiveBudgetCurriculum, Alarm, RLAlarms, RolloutTable, ThinkingBudgetCurriculum
+from bluelm_lightning.callbacks.rollout_table import histogram
 from bluelm_lightning.errors import ConfigError
-from bluelm_lightning.rl.forensics import histogram, rollout_metrics
+from bluelm_lightning.rl.forensics import rollout_metrics
 from bluelm_lightning.types import Score, Scored
 
 
@@ -66,7 +67,9 @@ def test_the_table_holds_every_rollout_and_shows_pictures(tmp_path):
     stage = stage_of()
     fit(stage, data_of(tmp_path), tmp_path, 4, RolloutTable(every_n_steps=2, count=4))
     names = sorted(path.name for path in (tmp_path / "rollouts").iterdir())
-    assert names == [f"step-00000{n}.{kind}" for n in (2, 4) for kind in ("html", "jsonl")]
+    assert names == [f"step-00000{n}.{kind}" for n in (2, 4) for kind in ("histograms.json", "html", "jsonl")]
+    bars = json.loads((tmp_path / "rollouts" / "step-000004.histograms.json").read_text())
+    assert {name: sum(bar["counts"]) for name, bar in bars.items()} == {"low": 16, "repetition": 16, "total": 16}
     lines = [json.loads(line) for line in (tmp_path / "rollouts" / "step-000004.jsonl").read_text().splitlines()]
     assert len(lines) == 16
     assert {line["step"] for line in lines} == {3}

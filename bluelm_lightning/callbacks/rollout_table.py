@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import defaultdict
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, cast
 
@@ -22,7 +23,8 @@ class RolloutTable(L.Callback):
     """Every N steps writes what the policy wrote and what it was worth.
 
     ``rollouts/step-000010.jsonl`` holds every rollout of the collection with its rewards by name, total, budget and
-    forced tokens; ``.html`` shows the first prompts with pictures; a W&B table and histograms go to a ``WandbLogger``.
+    forced tokens; ``.html`` shows the first prompts with pictures; ``.histograms.json`` holds a histogram of each reward
+    and of the total. A table and the histograms go to a ``WandbLogger`` too.
 
     Args:
         every_n_steps: optimizer steps between two tables.
@@ -50,6 +52,8 @@ class RolloutTable(L.Callback):
             path.parent.mkdir(parents=True, exist_ok=True)
             lines = [json.dumps(record(item), ensure_ascii=False) + "\n" for item in scored]
             path.with_suffix(".jsonl").write_text("".join(lines), encoding="utf-8")
+            bars = {name: histogram(values) for name, values in by_name(scored).items()}
+            path.with_suffix(".histograms.json").write_text(json.dumps(bars, indent=1), encoding="utf-8")
             rows = [_row(step, item) for item in scored if item.rollout.group < self.count]
             path.with_suffix(".html").write_text(render(rows, f"Rollouts at step {step}"), encoding="utf-8")
             self._log(trainer, rows, scored)
@@ -75,6 +79,16 @@ def by_name(scored: list[Scored]) -> dict[str, list[float]]:
         if item.total is not None:
             found["total"].append(item.total)
     return dict(found)
+
+
+def histogram(values: Sequence[float], bins: int = 10) -> dict[str, list[float]]:
+    """Counts of ``values`` in ``bins`` equal parts of their range, and the ``bins + 1`` edges."""
+    low, high = (min(values), max(values)) if values else (0.0, 0.0)
+    width = (high - low) / bins or 1.0
+    counts = [0.0] * bins
+    for value in values:
+        counts[min(bins - 1, int((value - low) / width))] += 1
+    return {"counts": counts, "edges": [low + width * place for place in range(bins + 1)]}
 
 
 def record(item: Scored) -> dict[str, Any]:

@@ -128,16 +128,6 @@ def _totals_by_group(scored: Sequence[Scored]) -> dict[int, list[float]]:
     return groups
 
 
-def histogram(values: Sequence[float], bins: int = 10) -> dict[str, list[float]]:
-    """Counts of ``values`` in ``bins`` equal parts of their range, and the ``bins + 1`` edges."""
-    low, high = (min(values), max(values)) if values else (0.0, 0.0)
-    width = (high - low) / bins or 1.0
-    counts = [0.0] * bins
-    for value in values:
-        counts[min(bins - 1, int((value - low) / width))] += 1
-    return {"counts": counts, "edges": [low + width * place for place in range(bins + 1)]}
-
-
 def mean(values: Sequence[float]) -> float:
     """0 where there is nothing: a metric that vanishes for a step breaks the curve."""
     return sum(values) / len(values) if values else 0.0
