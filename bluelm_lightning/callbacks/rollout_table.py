@@ -23,8 +23,8 @@ class RolloutTable(L.Callback):
     """Every N steps writes what the policy wrote and what it was worth.
 
     ``rollouts/step-000010.jsonl`` holds every rollout of the collection with its rewards by name, total, budget and
-    forced tokens; ``.html`` shows the first prompts with pictures; ``.histograms.json`` holds a histogram of each reward
-    and of the total. A table and the histograms go to a ``WandbLogger`` too.
+    forced tokens; ``.html`` shows the first prompts with pictures; ``.histograms.json`` holds a histogram of each
+    reward and of the total. A table and the histograms go to a ``WandbLogger`` too.
 
     Args:
         every_n_steps: optimizer steps between two tables.
