@@ -21,7 +21,7 @@ from bluelm_lightning.callbacks import (
     TrainingProgress,
     TrainingStopped,
 )
-from bluelm_lightning.callbacks.monitors import components, l2_norm
+from bluelm_lightning.callbacks.monitors import components, l2_norm, state_of
 from bluelm_lightning.callbacks.preview import _CONTROL
 from bluelm_lightning.errors import ConfigError
 from bluelm_lightning.stages.base import Stage
@@ -106,6 +106,18 @@ def test_norms_are_measured_every_n_steps_on_logging_steps(fit, monkeypatch):
     assert [step for step, row in run.recorder.rows if "norm/grad/vision" in row] == [3, 5, 7]  # Lightning repeats
     with pytest.raises(ConfigError, match="every_n_steps: 0 is below 1"):
         GradNorms(every_n_steps=0)
+
+
+def test_norms_of_the_optimizer_state_are_those_of_its_tensors(fit):
+    run = fit(GradNorms(optimizer_state=True), steps=3)
+    assert {"norm/exp_avg/decoder", "norm/exp_avg_sq/vision"} <= set(dict(run.recorder.rows)[2])
+    parameter = torch.nn.Parameter(torch.ones(3))
+    optimizer = torch.optim.AdamW([parameter])
+    parameter.grad = torch.tensor([1.0, 2.0, 2.0])
+    optimizer.step()
+    held = state_of(optimizer, [parameter])
+    assert set(held) == {"exp_avg", "exp_avg_sq"}
+    assert float(l2_norm(held["exp_avg"])) == pytest.approx(0.3)  # (1 - 0.9) * 3
 
 
 # ---------------------------------------------------------------------- NaN

@@ -25,16 +25,18 @@ class GradNorms(L.Callback):
 
     Gradients are those of the backward pass, before clipping. Only parameters that train count; a frozen component has
     no curve. Norms are taken on logging steps; with ``every_n_steps`` above ``trainer.log_every_n_steps``, Lightning
-    repeats the last value in between.
+    repeats the last value in between. With ``optimizer_state`` the state before the step too, under the optimizer's own
+    names (AdamW: ``norm/exp_avg/vision``, ``norm/exp_avg_sq/vision``). Source: the report monitors all three.
 
     Args:
         every_n_steps: steps between two measurements; default: every logging step.
+        optimizer_state: also the optimizer's tensors.
     """
 
-    def __init__(self, every_n_steps: int | None = None) -> None:
+    def __init__(self, every_n_steps: int | None = None, optimizer_state: bool = False) -> None:
         if every_n_steps is not None and every_n_steps < 1:
             raise ConfigError(f"{every_n_steps} is below 1", "trainer.callbacks.GradNorms.every_n_steps")  # type: ignore[attr-defined]
-        self.every_n_steps = every_n_steps
+        self.every_n_steps, self.optimizer_state = every_n_steps, optimizer_state
         self._groups: dict[str, list[nn.Parameter]] = {}
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
@@ -50,6 +52,9 @@ class GradNorms(L.Callback):
             if gradients:
                 values[names.norm("grad", name)] = l2_norm(gradients)
                 values[names.norm("param", name)] = l2_norm([p.detach() for p in parameters])
+            if self.optimizer_state:
+                held = state_of(optimizer, parameters)
+                values |= {names.norm(kind, name): l2_norm(tensors) for kind, tensors in held.items()}
         pl_module.log_dict(values, on_step=True, on_epoch=False, batch_size=1)
 
 
@@ -69,6 +74,16 @@ def components(root: L.LightningModule) -> dict[str, list[nn.Parameter]]:
     groups["other"] = [p for p in root.parameters() if p not in taken]
     trained = {name: [p for p in parameters if p.requires_grad] for name, parameters in groups.items()}
     return {name: parameters for name, parameters in trained.items() if parameters}
+
+
+def state_of(optimizer: Any, parameters: list[nn.Parameter]) -> dict[str, list[Tensor]]:
+    """Tensors that the optimizer keeps for these parameters, by its own name; counters are left out."""
+    found: dict[str, list[Tensor]] = {}
+    for parameter in parameters:
+        for kind, tensor in optimizer.state.get(parameter, {}).items():
+            if isinstance(tensor, Tensor) and tensor.ndim:
+                found.setdefault(kind, []).append(tensor)
+    return found
 
 
 def l2_norm(tensors: list[Tensor]) -> Tensor:
