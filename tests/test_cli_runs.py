@@ -239,8 +239,10 @@ def test_ctrl_c_exits_130_and_is_in_the_lineage(project):
     program = Path(sys.executable).with_name("bluelm-fit")
     command = [program, "--config", str(project / "stage.yaml"), "--run_dir=runs/i", "--trainer.max_steps=1000000"]
     process = subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"}
-    )
+        command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a shell's background jobs ignore it
+    )  # fmt: skip
     for line in process.stdout:
         if line.startswith("step 2/"):
             process.send_signal(signal.SIGINT)
