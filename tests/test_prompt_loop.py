@@ -4,7 +4,7 @@ from random import Random
 
 import pytest
 import torch
-from rl_runs import Questions, data_of, fit, stage_of
+from rl_runs import Diary, Questions, data_of, fit, stage_of
 from test_rl_stage import Peek
 from tiny import question, tiny_encoder, tiny_tokenizer
 
@@ -103,3 +103,19 @@ def test_plans_are_checked():
     for wrong in ({"prompts_per_step": 0}, {"refills": -1}, {"stated_share": 2.0}):
         with pytest.raises(ConfigError, match=r"data\."):
             PromptPlan(**wrong)
+
+
+def test_a_resume_asks_the_same_prompts_and_refuses_other_ones(tmp_path):
+    def run(folder, steps, ledger=None, ckpt_path=None, **options):
+        ledger = ledger or PassRateLedger(outside=0.02)
+        diary, data = Diary(), data_of(tmp_path, ledger=ledger, **{"refills": 2, **options})
+        stage = stage_of(rewards=RewardRouter({"parity": Parity()}))
+        fit(stage, data, tmp_path / folder, steps, diary, ckpt_path=ckpt_path)
+        return diary.lines
+
+    whole, last = run("whole", 6), tmp_path / "part" / "checkpoints" / "last.ckpt"
+    assert run("part", 3) + run("part", 6, ckpt_path=last) == whole
+    with pytest.raises(ConfigError, match=r"data\.ledger: this run had"):
+        run("part", 6, PassRateLedger(low=0.3), ckpt_path=last)
+    with pytest.raises(ConfigError, match=r"data\.refills: this run had 2 when it was saved and now has 1"):
+        run("part", 6, ckpt_path=last, refills=1)

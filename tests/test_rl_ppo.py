@@ -34,7 +34,7 @@ def test_a_head_starts_at_zero_and_must_fit():
     with pytest.raises(ConfigError, match="set decoder_dim: 32"):
         PPOStage(tiny_vlm(), ValueHead(16), RewardRouter({"x": Reward()}))
     for wrong in ({"gamma": 0.0}, {"lam": 2.0}, {"coef": -1.0}):
-        with pytest.raises(ConfigError):
+        with pytest.raises(ConfigError, match=r"model\.values"):
             ValuePlan(**wrong)
 
 

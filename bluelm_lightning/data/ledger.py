@@ -50,6 +50,11 @@ class PassRateLedger:
         before = self.rates.get(key)
         self.rates[key] = (rate if before is None else self.memory * before[0] + (1 - self.memory) * rate, draw)
 
+    @property
+    def settings(self) -> list[float]:
+        """What the order of prompts depends on."""
+        return [self.low, self.high, self.outside, self.refresh, self.memory]
+
     def state_dict(self) -> dict[str, Any]:
         return {"rates": [[*key, *value] for key, value in self.rates.items()]}
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import astuple
+from dataclasses import asdict
 from typing import Any
 
 from bluelm_lightning.data.budgets import BudgetRange
@@ -61,4 +61,4 @@ class PromptDataModule(MultimodalDataModule):
             self._train.budgets = self.budgets
 
     def _identity(self) -> dict[str, Any]:
-        return {**super()._identity(), "asking": astuple(self.asking), "ledger": self.ledger is not None}
+        return {**super()._identity(), **asdict(self.asking), "ledger": self.ledger and self.ledger.settings}

@@ -74,7 +74,7 @@ class ValuePlan:
 
     def __post_init__(self) -> None:
         if not (0 < self.gamma <= 1 and 0 <= self.lam <= 1):
-            raise ConfigError(f"gamma={self.gamma}, lam={self.lam}; give 0 < gamma <= 1, 0 <= lam <= 1", "model.plan")
+            raise ConfigError(f"gamma={self.gamma}, lam={self.lam}; give 0 < gamma <= 1, 0 <= lam <= 1", "model.values")
         for key in ("coef", "clip", "warmup_steps"):
             if not getattr(self, key) >= 0:
                 raise ConfigError(f"{getattr(self, key)} is negative", f"model.values.{key}")
