@@ -210,6 +210,15 @@ class Source(Protocol):
     def __getitem__(self, index: int) -> Sample: ...
 
 
+class StepSchedule(Protocol):
+    """A value that moves with the optimizer step, and with nothing else."""
+
+    @property
+    def settings(self) -> dict[str, Any]: ...  # plain values: a checkpoint keeps them, and a resume compares them
+
+    def value_at(self, step: int) -> Any: ...
+
+
 class StageModel(Protocol):
     """What data modules and callbacks may ask of the root module."""
 

@@ -13,7 +13,8 @@ from tiny import question, tiny_tokenizer, tiny_vlm
 from bluelm_lightning.callbacks import (
     TrainingProgress,
 )
-from bluelm_lightning.datamodules.base import MultimodalDataModule, SourceSpec
+from bluelm_lightning.datamodules.base import MultimodalDataModule
+from bluelm_lightning.datamodules.sources import SourceSpec
 from bluelm_lightning.stages.base import Stage
 from bluelm_lightning.stages.optim import AdamW
 

@@ -22,6 +22,7 @@ torch.set_num_threads(1)
 from tiny import tiny_tokenizer, tiny_vlm  # noqa: E402
 from tiny_data import Talks, Texts, loader_of  # noqa: E402
 
+from bluelm_lightning.callbacks import LengthPhase, LengthSchedule, SharePoint, ShareSchedule  # noqa: E402
 from bluelm_lightning.datamodules import SFTDataModule, SourceSpec  # noqa: E402
 from bluelm_lightning.stages import AdamW, SFTStage, WarmupCosine  # noqa: E402
 from bluelm_lightning.types import Ref  # noqa: E402
@@ -42,10 +43,13 @@ RUNS: dict[str, dict] = {
     "accumulation": {"trainer": {"accumulate_grad_batches": 2, "max_steps": 7}, "kill_after": 9},
     "killed in the second round": {"epochs": 0.5, "kill_after": 11},
     "saved at the end of rounds": {"epochs": 0.5, "kill_after": 8, "every_round": True},
+    "moving rows and shares": {"moving": True},
+    "moving rows and shares, two workers": {"moving": True, "workers": 2, "workers_later": 1},
     "two processes": {"epochs": 0.5, "kill_after": 7, "world": 2},
 }
 # Workers, validation and the trainer's epochs change nothing: these runs are held against one that has none of them.
 WHOLE = {name: name if run.get("world") or "accumulation" in name else "no worker" for name, run in RUNS.items()}
+WHOLE |= {name: "moving rows and shares" for name, run in RUNS.items() if run.get("moving")}
 WHOLE |= dict.fromkeys(("killed in the second round", "saved at the end of rounds"), "killed in the second round")
 
 
@@ -84,10 +88,20 @@ def fit(folder: Path, diary: str, kill_after: int | None = None, resume: bool = 
     trainer = L.Trainer(
         accelerator="cpu", devices=ranks, strategy=strategy, use_distributed_sampler=False, logger=False,
         enable_progress_bar=False, enable_model_summary=False, default_root_dir=folder,
-        callbacks=[saver, Diary(folder / diary, kill_after)], **settings,
+        callbacks=[saver, Diary(folder / diary, kill_after), *moving(run)], **settings,
     )  # fmt: skip
     torch.manual_seed(1 if resume else 0)  # a resume must not live on the seed
     trainer.fit(stage, datamodule=data, ckpt_path=folder / "saved/last.ckpt" if resume else None, weights_only=True)
+
+
+def moving(run: dict) -> list[L.Callback]:
+    """Rows grow at steps 4 and 9, on either side of what is lost; the texts' share rises all the time."""
+    if not run.get("moving"):
+        return []
+    phases = [LengthPhase(0, 96, 3), LengthPhase(4, 128, 2), LengthPhase(9, 192, 1)]
+    ends = ({"Talks": 1.0, "Texts": 0.0}, {"Talks": 1.0, "Texts": 4.0})
+    points = [SharePoint(step, weights) for step, weights in zip((0, STEPS), ends)]
+    return [LengthSchedule(phases), ShareSchedule(points)]
 
 
 def in_processes(folder: Path, diary: str, **run) -> list[int]:

@@ -200,7 +200,8 @@ from callback_runs import SAMPLES
 from test_callbacks import Poisoned
 
 from bluelm_lightning.callbacks import SampleTable, StopOnNaN, Throughput, names
-from bluelm_lightning.datamodules.base import MultimodalDataModule, SourceSpec
+from bluelm_lightning.datamodules.base import MultimodalDataModule
+from bluelm_lightning.datamodules.sources import SourceSpec
 
 folder, tokenizer = Path(sys.argv[1]), sys.argv[2]
 

@@ -89,3 +89,13 @@ def test_horizons_that_just_fit():
 def test_a_schedule_of_ones_own_needs_one_method():
     with pytest.raises(TypeError, match="Schedule must define after_warmup"):
         Schedule().value_at(0)
+
+
+def test_a_schedule_that_inherits_goes_on_where_the_parent_stood():
+    parent = WarmupCosine(total_steps=100, warmup_steps=10)
+    child = WarmupCosine(total_steps=100, warmup_steps=10, start_step="inherit")
+    child.inherit(40)
+    assert [child.value_at(step) for step in range(5)] == [parent.value_at(40 + step) for step in range(5)]
+    fixed = WarmupCosine(total_steps=100, warmup_steps=10, start_step=7)
+    fixed.inherit(40)
+    assert fixed.start_step == 7, "a number in the settings stays"

@@ -7,6 +7,7 @@ from bluelm_lightning.callbacks.progress import TrainingProgress
 from bluelm_lightning.callbacks.rl_alarms import Alarm, RLAlarms
 from bluelm_lightning.callbacks.rollout_table import RolloutTable
 from bluelm_lightning.callbacks.samples import SampleTable
+from bluelm_lightning.callbacks.schedules import LengthPhase, LengthSchedule, RopeSwitch, SharePoint, ShareSchedule
 from bluelm_lightning.callbacks.spikes import LossSpikes
 from bluelm_lightning.callbacks.thinking_budget import AdaptiveBudgetCurriculum, ThinkingBudgetCurriculum
 from bluelm_lightning.callbacks.throughput import Throughput
@@ -16,11 +17,16 @@ __all__ = [
     "Alarm",
     "BatchPreview",
     "GradNorms",
+    "LengthPhase",
+    "LengthSchedule",
     "Lineage",
     "LossSpikes",
     "RLAlarms",
     "RolloutTable",
+    "RopeSwitch",
     "SampleTable",
+    "SharePoint",
+    "ShareSchedule",
     "StopOnNaN",
     "ThinkingBudgetCurriculum",
     "Throughput",

@@ -7,9 +7,16 @@ STEP_SECONDS = "throughput/step_seconds"  # mean of one optimizer step, waiting 
 PADDING_SHARE = "throughput/padding_share"  # 0 .. 1
 TOKENS_SEEN = "throughput/tokens_seen"  # since the first step of the run, also over resumes
 SAMPLES_SEEN = "throughput/samples_seen"
+ROW_TOKENS = "data/row_tokens"  # what LengthSchedule gave the step
+BATCH_ROWS = "data/batch_rows"
 SAMPLES = "samples/generations"  # W&B table
 
 
 def norm(kind: str, component: str) -> str:
     """L2 norm of a component's gradients or parameters: ``norm/grad/vision``, ``norm/param/vision``."""
     return f"norm/{kind}/{component}"
+
+
+def share(source: str) -> str:
+    """Share of a source that ShareSchedule gave the step, 0 .. 1."""
+    return f"data/share/{source}"

@@ -55,8 +55,23 @@ def _build(cli: FitCLI, options: Options, folder: RunFolder, saved: dict[str, An
     if cli.rehearsed_optimizer is None and saved:  # a part that cannot be built on the meta device
         _check_resume(cli, saved, cli.model.configure_optimizers())
     loaded = [row for path, names in options.init_from for row in init_from(cli.model.vlm, path, names)]
+    _hand_over_schedule(cli.model.schedule, options)
     start_loggers(cli.trainer.loggers, yaml.safe_load(settings))
     _announce(cli, folder, loaded)
+
+
+def _hand_over_schedule(schedule: Any, options: Options) -> None:
+    """``start_step: inherit``: the position that the parent's schedule had reached."""
+    if not schedule.inherits or options.ckpt_path:  # a resume finds its own in its checkpoint
+        return
+    held = [_read_checkpoint(path).get("schedule") for path, _ in options.init_from if path.suffix == ".ckpt"]
+    found = next((place for place in held if place), None)
+    if found is None:
+        raise ConfigError(
+            "says inherit, but no --init_from names a checkpoint of a stage; give one, or a number",
+            "model.schedule.start_step",
+        )
+    schedule.inherit(found["position"])
 
 
 def _fit(cli: FitCLI, folder: RunFolder) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from copy import copy
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
@@ -106,6 +107,26 @@ class CausalDecoder(Decoder):
             layout=layout,
         )
         return out.last_hidden_state.view(shape)
+
+    def scale_rope(self, on: bool) -> None:
+        """Switch the rotary scaling of the configuration (``rope``) on, or off: plain rotations of the same base.
+
+        Raises:
+            ConfigError: the configuration has no scaling, or the architecture no rotary embedding of its own.
+        """
+        rope = getattr(self.model.config, "rope_parameters", None) or {}
+        found = [(name, m) for name, m in self.model.named_modules() if hasattr(m, "inv_freq") and hasattr(m, "config")]
+        if rope.get("rope_type", "default") == "default" or not found:
+            raise ConfigError(
+                "there is no scaling to switch; set for example rope_type: yarn", "model.vlm.decoder.rope"
+            )
+        config = copy(self.model.config)
+        if not on:
+            config.rope_parameters = {"rope_type": "default", "rope_theta": rope["rope_theta"]}
+        for name, module in found:
+            fresh = type(module)(config=config).to(module.inv_freq.device)
+            fresh.config = self.model.config
+            self.model.set_submodule(name, fresh)
 
     def flops_per_token(self, context: int) -> int:
         layers, _, head = self.cache_shape()

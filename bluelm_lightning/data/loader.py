@@ -9,22 +9,22 @@ from __future__ import annotations
 
 import logging
 from collections import Counter, OrderedDict
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from typing import Any, Protocol
 
 import torch
 
-from bluelm_lightning.data.fetch import SampleFetcher, ShippedFetcher
+from bluelm_lightning.data.fetch import SampleFetcher
 from bluelm_lightning.data.mixture import Mixture
 from bluelm_lightning.data.packing import choose_rows, pack, split_text
 from bluelm_lightning.data.pairs import parts_of
+from bluelm_lightning.data.read_ahead import CHUNK, ReadAhead
 from bluelm_lightning.errors import ConfigError, DataError
 from bluelm_lightning.types import Encoded, PackedBatch, Ref, Skipped
 
 log = logging.getLogger(__name__)
 
-_CHUNK = 16  # samples a worker encodes at a time; part of the order, so it does not depend on the number of workers
 _KEEP_STATES = 16  # Lightning fetches one batch ahead; a few more do no harm
 
 
@@ -56,6 +56,15 @@ class _Pending:
     ref: Ref
     piece: int  # which part of a split text
     doc: Encoded
+    row_tokens: int  # of the row it was admitted to
+
+
+class Course(Protocol):
+    """What batch number ``cursor`` is like. A function of the number alone, so that a resumed run meets the same."""
+
+    def plan_at(self, cursor: int) -> PackingPlan: ...
+
+    def weights_at(self, cursor: int) -> list[float] | None: ...
 
 
 # What was read, and where the mixture stands after it.
@@ -78,6 +87,7 @@ class PackedLoader:
         rank: this process among ``world_size``; it takes every ``world_size``-th sample.
         world_size: number of training processes. Where they end at different batches, the early ones get empty batches.
         max_consecutive_skips: stop when so many samples in a row cannot be used, instead of looping in silence.
+        course: what size and which shares a batch has, by its number; default: those of plan and mixture.
     """
 
     def __init__(
@@ -90,10 +100,11 @@ class PackedLoader:
         rank: int = 0,
         world_size: int = 1,
         max_consecutive_skips: int = 100,
+        course: Course | None = None,
     ) -> None:
         self.fetcher, self.mixture, self.plan, self.pad_id = fetcher, mixture, plan, pad_id
         self.num_workers, self.rank, self.world_size = num_workers, rank, world_size
-        self.max_consecutive_skips = max_consecutive_skips
+        self.max_consecutive_skips, self.course = max_consecutive_skips, course
         self.skipped: Counter[str] = Counter()
         self._consecutive = 0
         self._states: OrderedDict[int, dict[str, Any]] = OrderedDict()
@@ -114,6 +125,7 @@ class PackedLoader:
         cursor, stood = self.marked["cursor"], self.marked["mixture"]
         self.mixture.load_state_dict(stood)
         self.skipped, self._consecutive = Counter(self.marked["skipped"]), 0
+        self._follow(cursor + 1)
         pending = list(self._fetch_waiting(self.marked["waiting"]))
         stream = self._stream()
         stood = self._fill(pending, stream, stood)
@@ -126,13 +138,22 @@ class PackedLoader:
         while self._anyone(pending):
             cursor += 1
             batch, pending = self._pack(pending, cursor)
-            waiting = [[list(p.ref), p.piece] for p in pending]
+            waiting = [[list(p.ref), p.piece, p.row_tokens] for p in pending]
             skipped = dict(self.skipped)
             self._states[cursor] = {"cursor": cursor, "mixture": stood, "waiting": waiting, "skipped": skipped}
             while len(self._states) > _KEEP_STATES:
                 self._states.popitem(last=False)
+            self._follow(cursor + 1)
             yield batch
             stood = self._fill(pending, stream, stood)
+
+    def _follow(self, cursor: int) -> None:
+        """Size and shares of the batch that is filled next."""
+        if self.course is not None:
+            self.plan = self.course.plan_at(cursor)
+            weights = self.course.weights_at(cursor)
+            if weights is not None:
+                self.mixture.set_weights(weights)
 
     def _fill(self, pending: list[_Pending], stream: Iterator[_Chunk], stood: dict[str, Any]) -> dict[str, Any]:
         """Read until some batches' worth is pending; returns where the mixture stands then."""
@@ -161,61 +182,47 @@ class PackedLoader:
         batch = pack(documents, plan.row_tokens, self.pad_id, cursor)
         return batch, [p for i, p in enumerate(pending) if i not in taken]
 
-    def _chunks(self) -> Iterator[tuple[list[Ref], dict[str, Any]]]:
-        """This rank's references, a chunk at a time, with the mixture's state after each."""
+    def _stream(self) -> Iterator[_Chunk]:
+        """This rank's samples, a chunk at a time, with the mixture's state after each."""
+        ahead = None
+        if self.num_workers:
+            ahead = ReadAhead(self.fetcher, self.mixture, self.num_workers, self.rank, self.world_size)
         while True:
+            if ahead is not None:
+                ahead.forecast()
             # range first: zip would otherwise draw one reference more and lose it
-            drawn = [ref for _, ref in zip(range(_CHUNK * self.world_size), self.mixture)]
+            drawn = [ref for _, ref in zip(range(CHUNK * self.world_size), self.mixture)]
             if not drawn:
                 return
-            yield drawn[self.rank :: self.world_size], self.mixture.state_dict()
-
-    def _stream(self) -> Iterator[_Chunk]:
-        if not self.num_workers:
-            for refs, state in self._chunks():
-                yield refs, self.fetcher[refs], state
-            return
-        drawn: list[tuple[list[Ref], dict[str, Any]]] = []
-
-        def keys() -> Iterator[list[Ref]]:
-            for refs, state in self._chunks():
-                drawn.append((refs, state))
-                yield refs
-
-        shipped = ShippedFetcher(**vars(self.fetcher))
-        loader: Iterable[Any] = torch.utils.data.DataLoader(
-            shipped,  # type: ignore[arg-type]
-            sampler=keys(),
-            batch_size=None,
-            num_workers=self.num_workers,
-            collate_fn=_keep,
-            generator=torch.Generator().manual_seed(0),  # leaves the global random state alone
-        )
-        for items in loader:
-            refs, state = drawn.pop(0)
-            yield refs, [ShippedFetcher.map(item, torch.as_tensor) for item in items], state
+            refs = drawn[self.rank :: self.world_size]
+            yield refs, (ahead or self.fetcher.__getitem__)(refs), self.mixture.state_dict()
 
     def _fetch_waiting(self, waiting: list[list[Any]]) -> Iterator[_Pending]:
         held: tuple[Ref | None, dict[int, _Pending]] = (None, {})
-        for numbers, piece in waiting:
+        for numbers, piece, *row_tokens in waiting:
             ref = Ref(*numbers)
             if held[0] != ref:  # the pieces of a split text stand together: encode it once
-                held = ref, {p.piece: p for p in self._admit(ref, self.fetcher.fetch(ref))}
+                admitted = self._admit(ref, self.fetcher.fetch(ref), *row_tokens)
+                held = ref, {p.piece: p for p in admitted}
             if piece not in held[1]:
                 raise DataError(f"sample {ref.index} could be used when the run was saved and cannot now; restore it")
             yield held[1][piece]
 
-    def _admit(self, ref: Ref, item: Encoded | Skipped) -> list[_Pending]:
-        """The documents of a sample that can be packed; what cannot is reported with its id and the reason."""
-        plan = self.plan
+    def _admit(self, ref: Ref, item: Encoded | Skipped, row_tokens: int | None = None) -> list[_Pending]:
+        """The documents of a sample that can be packed; what cannot is reported with its id and the reason.
+
+        ``row_tokens``: of the row that it was first admitted to, when it has waited since; rows may have grown.
+        """
+        plan = self.plan if row_tokens is None else replace(self.plan, row_tokens=row_tokens)
         if isinstance(item, Encoded):
-            reason = self._misfit(item)
+            reason = _misfit(item, plan)
             if reason is None:
                 self._consecutive = 0
-                return [_Pending(ref, 0, item)]
+                return [_Pending(ref, 0, item, plan.row_tokens)]
             if plan.overlong == "split" and not len(item.tiles):
                 self._consecutive = 0
-                return [_Pending(ref, n, doc) for n, doc in enumerate(split_text(item, plan.row_tokens))]
+                pieces = enumerate(split_text(item, plan.row_tokens))
+                return [_Pending(ref, n, doc, plan.row_tokens) for n, doc in pieces]
             item = Skipped(item.id, item.source, reason)
             if plan.overlong == "error":
                 raise DataError(f"{reason}; raise data.row_tokens or set data.overlong to skip", f"sample {item.id}")
@@ -226,13 +233,10 @@ class PackedLoader:
             raise DataError(f"{self._consecutive} samples in a row cannot be used; the last: {item.reason}", item.id)
         return []
 
-    def _misfit(self, doc: Encoded) -> str | None:
-        if len(doc) > self.plan.row_tokens:
-            return f"{len(doc)} tokens, a row holds {self.plan.row_tokens}"
-        if self.plan.max_tiles is not None and len(doc.tiles) > self.plan.max_tiles:
-            return f"{len(doc.tiles)} tiles, a batch holds {self.plan.max_tiles}"
-        return None
 
-
-def _keep(items: Any) -> Any:
-    return items
+def _misfit(doc: Encoded, plan: PackingPlan) -> str | None:
+    if len(doc) > plan.row_tokens:
+        return f"{len(doc)} tokens, a row holds {plan.row_tokens}"
+    if plan.max_tiles is not None and len(doc.tiles) > plan.max_tiles:
+        return f"{len(doc.tiles)} tiles, a batch holds {plan.max_tiles}"
+    return None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from copy import copy
 from typing import Any
 
 import numpy as np
@@ -88,16 +89,34 @@ class Mixture:
         self.rounds += 1
         self.credits = [0.0] * len(self.lengths)
 
+    def copy(self) -> Mixture:
+        """One that goes on from here by itself; it shares the orders."""
+        other = copy(self)
+        other.load_state_dict(self.state_dict())
+        other.weights, other._orders = list(self.weights), dict(self._orders)
+        return other
+
+    def set_weights(self, weights: Sequence[float]) -> None:
+        """Shares from the next draw on, on any scale; 0 leaves a source out for a while.
+
+        Raises:
+            ConfigError: another number of weights, a negative one, or none above 0.
+        """
+        if len(weights) != len(self.lengths) or min(weights) < 0 or not 0 < sum(weights) < np.inf:
+            raise ConfigError(f"{list(weights)} are no shares of {len(self.lengths)} sources", "data.sources.weight")
+        self.weights = list(weights)
+
     def __next__(self) -> Ref:
         rounds = self.rounds
         open_ = [i for i, limit in enumerate(self.limits) if limit is None or self.counts[i] < limit * rounds]
         if not open_:
             raise StopIteration
-        total = sum(self.weights[i] for i in open_)
+        open_ = [i for i in open_ if self.weights[i] > 0] or open_  # a share may be 0 for a while
+        total = sum(self.weights[i] for i in open_) or 1.0
         for i in open_:
             self.credits[i] += self.weights[i] / total
         behind = [i for i in open_ if self.credits[i] > 1e-9] or open_  # a source that ended may have left a debt
-        source = min(behind, key=lambda i: ((1.0 - self.credits[i]) / self.weights[i], i))
+        source = min(behind, key=lambda i: ((1.0 - self.credits[i]) / (self.weights[i] or 1.0), i))
         self.credits[source] -= 1.0
         epoch, place = divmod(self.counts[source], self.lengths[source])
         self.counts[source] += 1

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 import lightning as L
@@ -15,54 +14,12 @@ from bluelm_lightning.data.fetch import SampleFetcher
 from bluelm_lightning.data.loader import PackedLoader, PackingPlan
 from bluelm_lightning.data.mixture import Mixture
 from bluelm_lightning.data.preview import preview_batch
-from bluelm_lightning.data.shards import ShardSource
+from bluelm_lightning.data.token_shares import sample_weights
 from bluelm_lightning.data.tokenizer import load_tokenizer, vocabulary_hash
+from bluelm_lightning.datamodules.course import ScheduledCourse
+from bluelm_lightning.datamodules.sources import Renamed, SourceSpec
 from bluelm_lightning.errors import ConfigError, DataError
-from bluelm_lightning.types import Encoded, PackedBatch, Sample, Source, StageModel
-
-
-@dataclass
-class SourceSpec:
-    """One source of the mixture: a folder of shards, or any object with ``__len__`` and ``__getitem__``.
-
-    Args:
-        path: folder, glob or tar file of shards.
-        source: a source of your own by ``class_path``, instead of ``path``.
-        name: name in logs; default: the last part of ``path``, or the class of ``source``.
-        weight: share of samples, on any scale; default: in proportion to the samples.
-        epochs: passes in one epoch of the trainer, after which it leaves its share to the others; default: without end.
-        thinking_share: in which share of the passes a thinking trace is kept; default: always.
-        cut_share: in which share of those it is cut at a random place and closed, so that the model learns to answer
-            under a thinking budget.
-        stated_share: in which share of those the prompt states a budget that the trace keeps.
-    """
-
-    path: str | None = None
-    source: Source | None = None
-    name: str | None = None
-    weight: float | None = None
-    epochs: float | None = None
-    thinking_share: float | None = None
-    cut_share: float = 0.0
-    stated_share: float = 0.0
-
-    def __post_init__(self) -> None:
-        if (self.path is None) == (self.source is None):
-            raise ConfigError("give either path or source", "data.sources")
-        for key, value, most in (("weight", self.weight, math.inf), ("epochs", self.epochs, math.inf)):
-            if value is not None and not 0 < value < most:
-                raise ConfigError(f"{key} is {value}; give a positive number", f"data.sources.{key}")
-        for key in ("thinking_share", "cut_share", "stated_share"):
-            share = getattr(self, key)
-            if share is not None and not 0 <= share <= 1:
-                raise ConfigError(f"{share} is not between 0 and 1", f"data.sources.{key}")
-
-    def open(self) -> Source:
-        return self.source if self.source is not None else ShardSource(str(self.path), name=self.name)
-
-    @property
-    def label(self) -> str:
-        return self.name or (str(self.path).rstrip("/").rsplit("/", 1)[-1] if self.path else type(self.source).__name__)
+from bluelm_lightning.types import Encoded, PackedBatch, Sample, Source, StageModel, StepSchedule
 
 
 class MultimodalDataModule(L.LightningDataModule):
@@ -82,6 +39,7 @@ class MultimodalDataModule(L.LightningDataModule):
         thumbnail: add one tile with the whole picture.
         num_workers: processes that read and encode; any number gives the same batches.
         seed: of all orders.
+        weigh: what ``weight`` is a share of: ``samples``, or ``tokens`` (measured on a few samples of each source).
     """
 
     def __init__(
@@ -97,6 +55,7 @@ class MultimodalDataModule(L.LightningDataModule):
         thumbnail: bool = False,
         num_workers: int = 2,
         seed: int = 0,
+        weigh: str = "samples",
     ) -> None:
         super().__init__()
         counts = {"row_tokens": row_tokens, "batch_rows": batch_rows, "max_grid": max_grid, "max_tiles": max_tiles}
@@ -105,6 +64,9 @@ class MultimodalDataModule(L.LightningDataModule):
                 raise ConfigError(f"{value} is below 1", f"data.{key}")
         if num_workers < 0:
             raise ConfigError(f"{num_workers} is below 0", "data.num_workers")
+        if weigh not in ("samples", "tokens"):
+            raise ConfigError(f"{weigh!r} is not one of samples, tokens", "data.weigh")
+        self.weigh, self.course = weigh, ScheduledCourse()
         self.specs, self.val_specs = sources, val_sources or []
         self.plan = PackingPlan(row_tokens, batch_rows, max_tiles, overlong)
         self.max_grid, self.thumbnail, self.num_workers, self.seed = max_grid, thumbnail, num_workers, seed
@@ -128,8 +90,8 @@ class MultimodalDataModule(L.LightningDataModule):
                 "model.vlm.decoder.vocab_size",
             )
         self.encoder = Encoder(self.tokenizer, model.image_spec, max_grid=self.max_grid, thumbnail=self.thumbnail)
-        self.opened = [_Renamed(spec.open(), spec.label) for spec in self.specs]
-        self.val_opened = [_Renamed(spec.open(), spec.label) for spec in self.val_specs]
+        self.opened = [Renamed(spec.open(), spec.label) for spec in self.specs]
+        self.val_opened = [Renamed(spec.open(), spec.label) for spec in self.val_specs]
 
     def setup(self, stage: str) -> None:
         assert self.trainer is not None
@@ -142,7 +104,7 @@ class MultimodalDataModule(L.LightningDataModule):
             raise ConfigError("give a weight to every source or to none", "data.sources.weight")
         mixture = Mixture(
             [len(source) for source in self.opened],
-            None if weights[0] is None else [float(w or 0) for w in weights],
+            None if weights[0] is None else self._sample_weights([float(w or 0) for w in weights]),
             [spec.epochs for spec in self.specs],
             [source.block_sizes for source in self.opened],
             seed=self.seed,
@@ -152,6 +114,29 @@ class MultimodalDataModule(L.LightningDataModule):
             self._train.load_state_dict(self._loaded)
             self._loaded = None
         return self._train
+
+    def _sample_weights(self, weights: list[float]) -> list[float]:
+        """Weights of samples out of weights of whatever ``weigh`` says."""
+        return weights if self.weigh == "samples" else sample_weights(weights, self._fetcher(self.opened, self.specs))
+
+    # ------------------------------------------------------------------ what moves with the step
+    def follow_rows(self, schedule: StepSchedule) -> None:
+        """From now on ``schedule.value_at(step)`` gives (row_tokens, batch_rows) of each step's batches."""
+        self.course.rows = schedule
+
+    def follow_shares(self, schedule: StepSchedule) -> None:
+        """From now on ``schedule.value_at(step)`` gives the weight of each source by name, for each step's batches.
+
+        Raises:
+            ConfigError: its names are not those of the sources.
+        """
+        names = [spec.label for spec in self.specs]
+        wrong = sorted(set(names) ^ set(schedule.value_at(0)))
+        if wrong:
+            raise ConfigError(
+                f"{wrong[0]!r} stands in one of the two alone; the sources are {', '.join(names)}", "shares"
+            )
+        self.course.shares = schedule
 
     def _training_loader(self, mixture: Mixture, shares: list[float | None]) -> PackedLoader:
         return self._loader(self.opened, mixture, self.plan, shares)
@@ -166,9 +151,16 @@ class MultimodalDataModule(L.LightningDataModule):
     def _loader(self, sources: Sequence[Source], mixture: Mixture, plan: PackingPlan, shares: list) -> PackedLoader:
         rank, world = (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
         specs = self.specs if shares else []  # validation sees every trace whole
-        cuts, stated = [spec.cut_share for spec in specs], [spec.stated_share for spec in specs]
-        fetcher = SampleFetcher(sources, self.encoder, self.seed, shares, cuts, stated)
-        return PackedLoader(fetcher, mixture, plan, self.tokenizer.pad_token_id, self.num_workers, rank, world)
+        fetcher = self._fetcher(sources, specs)
+        loader = PackedLoader(fetcher, mixture, plan, self.tokenizer.pad_token_id, self.num_workers, rank, world)
+        if shares and self.course.moves:
+            batches = self.trainer.accumulate_grad_batches if self.trainer else 1
+            loader.course = self.course.of(plan, [s.label for s in specs], batches, self._sample_weights)
+        return loader
+
+    def _fetcher(self, sources: Sequence[Source], specs: Sequence[SourceSpec]) -> SampleFetcher:
+        columns = ([getattr(spec, f"{key}_share") for spec in specs] for key in ("thinking", "cut", "stated"))
+        return SampleFetcher(sources, self.encoder, self.seed, *columns)
 
     # ------------------------------------------------------------------ exact resume
     def on_after_batch_transfer(self, batch: PackedBatch, dataloader_idx: int) -> PackedBatch:
@@ -229,6 +221,8 @@ class MultimodalDataModule(L.LightningDataModule):
             "max_grid": self.max_grid,
             "thumbnail": self.thumbnail,
             "seed": self.seed,
+            "weigh": None if self.weigh == "samples" else self.weigh,  # runs of before know no other
+            **self.course.identity,
         }
 
     # ------------------------------------------------------------------ what others may ask
@@ -261,18 +255,3 @@ class MultimodalDataModule(L.LightningDataModule):
             spec.label: {"path": spec.path, "samples": len(source), "fingerprint": getattr(source, "fingerprint", "")}
             for spec, source in zip([*self.specs, *self.val_specs], [*self.opened, *self.val_opened])
         }
-
-
-class _Renamed:
-    """A source whose samples carry the name that the YAML gives it."""
-
-    def __init__(self, source: Source, name: str) -> None:
-        self.source, self.name = source, name
-        self.block_sizes = getattr(source, "block_sizes", None)
-        self.fingerprint = getattr(source, "fingerprint", "")
-
-    def __len__(self) -> int:
-        return len(self.source)
-
-    def __getitem__(self, index: int) -> Sample:
-        return replace(self.source[index], source=self.name)

@@ -10,7 +10,9 @@ from bluelm_lightning.data.ledger import PassRateLedger
 from bluelm_lightning.data.mixture import Mixture
 from bluelm_lightning.data.prompt_drawer import PromptDrawer, PromptPlan
 from bluelm_lightning.data.prompt_loader import PromptLoader
-from bluelm_lightning.datamodules.base import MultimodalDataModule, SourceSpec
+from bluelm_lightning.datamodules.base import MultimodalDataModule
+from bluelm_lightning.datamodules.sources import SourceSpec
+from bluelm_lightning.errors import ConfigError
 
 
 class PromptDataModule(MultimodalDataModule):
@@ -59,6 +61,11 @@ class PromptDataModule(MultimodalDataModule):
         self.budgets = BudgetRange(low, high, free_share)
         if self._train is not None:
             self._train.budgets = self.budgets
+
+    def follow_rows(self, schedule: Any) -> None:
+        raise ConfigError("prompts follow no schedule of rows or shares; take the callback away", "trainer.callbacks")
+
+    follow_shares = follow_rows
 
     def _identity(self) -> dict[str, Any]:
         return {**super()._identity(), **asdict(self.asking), "ledger": self.ledger and self.ledger.settings}

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from bluelm_lightning.datamodules.base import MultimodalDataModule, SourceSpec
+from bluelm_lightning.datamodules.base import MultimodalDataModule
+from bluelm_lightning.datamodules.sources import SourceSpec
 
 
 class SFTDataModule(MultimodalDataModule):

@@ -164,8 +164,11 @@ class Stage(L.LightningModule):
     # ------------------------------------------------------------------ exact resume: Lightning does not save these
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         checkpoint["rng"] = every_rank(rng_state())
+        start = self.schedule.start_step
+        checkpoint["schedule"] = {"start": start, "position": start + self.global_step}
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        self.schedule.inherit(checkpoint.get("schedule", {}).get("start", 0))
         states = checkpoint.get("rng", [])
         self._saved_rng = states[self.global_rank] if len(states) == self.trainer.world_size else None
 

@@ -2,13 +2,15 @@
 
 A schedule returns a factor in [0, 1] that multiplies every group's learning rate. ``total_steps`` is the horizon, not
 the length of the run: a schedule sized for a longer horizon than its stage leaves the rest of the decay to the next
-stage, which continues it with ``start_step``.
+stage, which continues it with ``start_step``: a number, or ``inherit`` to go on where the checkpoint of ``--init_from``
+stands.
 Source: BlueLM-2.5-3B, joint stage (a schedule for 12T tokens, 4T trained).
 """
 
 from __future__ import annotations
 
 import math
+from typing import Literal
 
 from bluelm_lightning.errors import ConfigError
 
@@ -16,11 +18,18 @@ from bluelm_lightning.errors import ConfigError
 class Schedule:
     """``value_at(step)``: the factor for optimizer step ``step`` (0 = the first)."""
 
-    def __init__(self, warmup_steps: int = 0, start_step: int = 0) -> None:
+    def __init__(self, warmup_steps: int = 0, start_step: int | Literal["inherit"] = 0) -> None:
+        self.inherits = start_step == "inherit"
+        start_step = 0 if start_step == "inherit" else start_step  # until :meth:`inherit` says more
         if warmup_steps < 0 or start_step < 0:
             given = f"warmup_steps={warmup_steps} and start_step={start_step}"
             raise ConfigError(f"{given} must not be negative; set both to 0 or more", "model.schedule")
         self.warmup_steps, self.start_step = warmup_steps, start_step
+
+    def inherit(self, start_step: int) -> None:
+        """Go on where an earlier stage stood; nothing changes unless ``start_step`` is ``inherit``."""
+        if self.inherits:
+            self.start_step = start_step
 
     def value_at(self, step: int) -> float:
         step += self.start_step
@@ -46,10 +55,16 @@ class WarmupCosine(Schedule):
         total_steps: where the cosine ends, warm-up included.
         warmup_steps: steps from 0 to 1.
         final_ratio: last factor.
-        start_step: steps of the horizon that earlier stages have used.
+        start_step: steps of the horizon that earlier stages have used; ``inherit`` takes it from their checkpoint.
     """
 
-    def __init__(self, total_steps: int, warmup_steps: int = 0, final_ratio: float = 0.1, start_step: int = 0) -> None:
+    def __init__(
+        self,
+        total_steps: int,
+        warmup_steps: int = 0,
+        final_ratio: float = 0.1,
+        start_step: int | Literal["inherit"] = 0,
+    ) -> None:
         super().__init__(warmup_steps, start_step)
         _check_horizon(total_steps, warmup_steps)
         self.total_steps, self.final_ratio = total_steps, final_ratio
@@ -68,7 +83,7 @@ class WarmupStableDecay(Schedule):
         warmup_steps: steps from 0 to 1.
         final_ratio: last factor.
         shape: ``linear`` or ``sqrt`` (1 - sqrt, falls faster at first).
-        start_step: steps of the horizon that earlier stages have used.
+        start_step: steps of the horizon that earlier stages have used; ``inherit`` takes it from their checkpoint.
     """
 
     def __init__(
@@ -78,7 +93,7 @@ class WarmupStableDecay(Schedule):
         warmup_steps: int = 0,
         final_ratio: float = 0.0,
         shape: str = "linear",
-        start_step: int = 0,
+        start_step: int | Literal["inherit"] = 0,
     ) -> None:
         super().__init__(warmup_steps, start_step)
         if decay_steps < 1:

@@ -1,0 +1,69 @@
+"""What a source of the mixture is in YAML."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+
+from bluelm_lightning.data.shards import ShardSource
+from bluelm_lightning.errors import ConfigError
+from bluelm_lightning.types import Sample, Source
+
+
+@dataclass
+class SourceSpec:
+    """One source of the mixture: a folder of shards, or any object with ``__len__`` and ``__getitem__``.
+
+    Args:
+        path: folder, glob or tar file of shards.
+        source: a source of your own by ``class_path``, instead of ``path``.
+        name: name in logs; default: the last part of ``path``, or the class of ``source``.
+        weight: share of samples (or of tokens, see ``weigh``), on any scale; default: in proportion to the samples.
+        epochs: passes in one epoch of the trainer, after which it leaves its share to the others; default: without end.
+        thinking_share: in which share of the passes a thinking trace is kept; default: always.
+        cut_share: in which share of those it is cut at a random place and closed, so that the model learns to answer
+            under a thinking budget.
+        stated_share: in which share of those the prompt states a budget that the trace keeps.
+    """
+
+    path: str | None = None
+    source: Source | None = None
+    name: str | None = None
+    weight: float | None = None
+    epochs: float | None = None
+    thinking_share: float | None = None
+    cut_share: float = 0.0
+    stated_share: float = 0.0
+
+    def __post_init__(self) -> None:
+        if (self.path is None) == (self.source is None):
+            raise ConfigError("give either path or source", "data.sources")
+        for key, value, most in (("weight", self.weight, math.inf), ("epochs", self.epochs, math.inf)):
+            if value is not None and not 0 < value < most:
+                raise ConfigError(f"{key} is {value}; give a positive number", f"data.sources.{key}")
+        for key in ("thinking_share", "cut_share", "stated_share"):
+            share = getattr(self, key)
+            if share is not None and not 0 <= share <= 1:
+                raise ConfigError(f"{share} is not between 0 and 1", f"data.sources.{key}")
+
+    def open(self) -> Source:
+        return self.source if self.source is not None else ShardSource(str(self.path), name=self.name)
+
+    @property
+    def label(self) -> str:
+        return self.name or (str(self.path).rstrip("/").rsplit("/", 1)[-1] if self.path else type(self.source).__name__)
+
+
+class Renamed:
+    """A source whose samples carry the name that the YAML gives it."""
+
+    def __init__(self, source: Source, name: str) -> None:
+        self.source, self.name = source, name
+        self.block_sizes = getattr(source, "block_sizes", None)
+        self.fingerprint = getattr(source, "fingerprint", "")
+
+    def __len__(self) -> int:
+        return len(self.source)
+
+    def __getitem__(self, index: int) -> Sample:
+        return replace(self.source[index], source=self.name)
