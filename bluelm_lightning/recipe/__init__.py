@@ -1,0 +1,1 @@
+"""The report's chain in miniature, behind ``make recipe``: real data, every stage, what each gained."""
