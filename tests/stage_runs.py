@@ -1,7 +1,7 @@
 """Tiny runs of the stages beside fine-tuning and RL, in memory and as processes: ``python stage_runs.py FOLDER``.
 
-As a script it forks, for each stage, a run that is whole, one that is killed with -9 after the eighth batch (saved after
-the sixth), and one that goes on from there.
+As a script it forks, for each stage, a run that is whole, one that is killed with -9 after the eighth batch (saved
+after the sixth), and one that goes on from there.
 """
 
 import json
