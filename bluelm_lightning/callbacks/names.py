@@ -13,3 +13,8 @@ SAMPLES = "samples/generations"  # W&B table
 def norm(kind: str, component: str) -> str:
     """L2 norm of a component's gradients or parameters: ``norm/grad/vision``, ``norm/param/vision``."""
     return f"norm/{kind}/{component}"
+
+
+def accuracy(task: str, mode: str) -> str:
+    """Share of right answers to held-out prompts, 0 .. 1: ``eval/accuracy/digits_sum/thinking``."""
+    return f"eval/accuracy/{task}/{mode}"
