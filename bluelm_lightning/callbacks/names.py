@@ -11,7 +11,7 @@ SAMPLES = "samples/generations"  # W&B table
 
 
 def norm(kind: str, component: str) -> str:
-    """L2 norm of a component's gradients or parameters: ``norm/grad/vision``, ``norm/param/vision``."""
+    """L2 norm of a component's gradients, parameters or updates: ``norm/grad/vision``, ``norm/update/vision``."""
     return f"norm/{kind}/{component}"
 
 
