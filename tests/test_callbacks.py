@@ -120,6 +120,34 @@ def test_norms_of_the_optimizer_state_are_those_of_its_tensors(fit):
     assert float(l2_norm(held["exp_avg"])) == pytest.approx(0.3)  # (1 - 0.9) * 3
 
 
+def test_norms_of_the_updates_are_those_of_a_known_step(fit):
+    """Plain gradient descent moves by the rate times the gradient, plus decay of the weights."""
+
+    class Descent(AdamW):
+        def build(self, stage):
+            return torch.optim.SGD([p for p in stage.parameters() if p.requires_grad], lr=0.25, weight_decay=0.5)
+
+    class Looking(Stage):
+        seen = ()
+
+        def configure_gradient_clipping(self, *args, **kwargs):
+            super().configure_gradient_clipping(*args, **kwargs)  # divides the sums of micro-batches
+            moved = [0.25 * (p.grad + 0.5 * p).detach().double() for p in self.vlm.decoder.parameters()]
+            self.seen = [*self.seen, sum(float(m.square().sum()) for m in moved) ** 0.5]
+
+    stage = Looking(tiny_vlm(), Descent(), frozen=["vlm.projector.*"], clip_norm=0.0)
+    callback = GradNorms(updates=True)
+    run = fit(callback, steps=4, stage=stage, log_every_n_steps=2, accumulate_grad_batches=2)
+    rows = [row for _, row in run.recorder.rows if "norm/update/decoder" in row]
+    found = [row["norm/update/decoder"] for row in rows]
+    # the steps 2 and 4; the difference of two float32 weights rounds: worst case 2e-8
+    assert found == pytest.approx(stage.seen[1::2], rel=1e-6)
+    assert {"norm/grad/decoder", "norm/update/vision"} <= set(rows[0])
+    assert "norm/update/projector" not in rows[0]
+    assert not callback._before
+    assert not any("update" in key for key in dict(fit(GradNorms(), steps=1).recorder.rows)[0])
+
+
 # ---------------------------------------------------------------------- NaN
 class Poisoned(Stage):
     """The loss of one batch is not finite."""

@@ -2,6 +2,7 @@
 
 from bluelm_lightning.callbacks.lineage import Lineage
 from bluelm_lightning.callbacks.monitors import GradNorms, StopOnNaN, TrainingStopped
+from bluelm_lightning.callbacks.online_evaluation import OnlineEvaluation
 from bluelm_lightning.callbacks.preview import BatchPreview
 from bluelm_lightning.callbacks.progress import TrainingProgress
 from bluelm_lightning.callbacks.rl_alarms import Alarm, RLAlarms
@@ -21,6 +22,7 @@ __all__ = [
     "LengthSchedule",
     "Lineage",
     "LossSpikes",
+    "OnlineEvaluation",
     "RLAlarms",
     "RolloutTable",
     "RopeSwitch",

@@ -26,18 +26,24 @@ class GradNorms(L.Callback):
     Gradients are those of the backward pass, before clipping. Only parameters that train count; a frozen component has
     no curve. Norms are taken on logging steps; with ``every_n_steps`` above ``trainer.log_every_n_steps``, Lightning
     repeats the last value in between. With ``optimizer_state`` the state before the step too, under the optimizer's own
-    names (AdamW: ``norm/exp_avg/vision``, ``norm/exp_avg_sq/vision``). Source: the report monitors all three.
+    names (AdamW: ``norm/exp_avg/vision``, ``norm/exp_avg_sq/vision``). Source: the report monitors all three. With
+    ``updates`` also by how much the step moved the parameters, ``norm/update/vision``: the L2 norm of the difference,
+    weight decay and clipping included.
 
     Args:
         every_n_steps: steps between two measurements; default: every logging step.
         optimizer_state: also the optimizer's tensors.
+        updates: also the updates. Costs a copy of all parameters that train, in their own precision and on their
+            device (each process: of its shard), from before to after a measured step; between them nothing.
     """
 
-    def __init__(self, every_n_steps: int | None = None, optimizer_state: bool = False) -> None:
+    def __init__(self, every_n_steps: int | None = None, optimizer_state: bool = False, updates: bool = False) -> None:
         if every_n_steps is not None and every_n_steps < 1:
             raise ConfigError(f"{every_n_steps} is below 1", "trainer.callbacks.GradNorms.every_n_steps")  # type: ignore[attr-defined]
         self.every_n_steps, self.optimizer_state = every_n_steps, optimizer_state
+        self.updates = updates
         self._groups: dict[str, list[nn.Parameter]] = {}
+        self._before: dict[str, list[Tensor]] = {}  # parameters as they were before the step that is being measured
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self._groups = components(pl_module)
@@ -55,7 +61,20 @@ class GradNorms(L.Callback):
             if self.optimizer_state:
                 held = state_of(optimizer, parameters)
                 values |= {names.norm(kind, name): l2_norm(tensors) for kind, tensors in held.items()}
+            if self.updates:
+                self._before[name] = [p.detach().clone() for p in parameters]
         pl_module.log_dict(values, on_step=True, on_epoch=False, batch_size=1)
+
+    @torch.no_grad()
+    def on_train_batch_end(self, trainer: L.Trainer, pl_module: L.LightningModule, *args: Any) -> None:
+        """The first hook after the optimizer step; it belongs to the same log line."""
+        values = {}
+        for name, before in self._before.items():
+            torch._foreach_sub_(before, [p.detach() for p in self._groups[name]])  # in place: no second copy
+            values[names.norm("update", name)] = l2_norm(before)
+        self._before = {}
+        if values:
+            pl_module.log_dict(values, on_step=True, on_epoch=False, batch_size=1)
 
 
 def components(root: L.LightningModule) -> dict[str, list[nn.Parameter]]:

@@ -13,10 +13,15 @@ SAMPLES = "samples/generations"  # W&B table
 
 
 def norm(kind: str, component: str) -> str:
-    """L2 norm of a component's gradients or parameters: ``norm/grad/vision``, ``norm/param/vision``."""
+    """L2 norm of a component's gradients, parameters or updates: ``norm/grad/vision``, ``norm/update/vision``."""
     return f"norm/{kind}/{component}"
 
 
 def share(source: str) -> str:
     """Share of a source that ShareSchedule gave the step, 0 .. 1."""
     return f"data/share/{source}"
+
+
+def accuracy(task: str, mode: str) -> str:
+    """Share of right answers to held-out prompts, 0 .. 1: ``eval/accuracy/digits_sum/thinking``."""
+    return f"eval/accuracy/{task}/{mode}"

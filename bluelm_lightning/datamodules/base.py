@@ -14,12 +14,13 @@ from bluelm_lightning.data.fetch import SampleFetcher
 from bluelm_lightning.data.loader import PackedLoader, PackingPlan
 from bluelm_lightning.data.mixture import Mixture
 from bluelm_lightning.data.preview import preview_batch
+from bluelm_lightning.data.scoring import can_be_asked, is_right, spread
 from bluelm_lightning.data.token_shares import sample_weights
 from bluelm_lightning.data.tokenizer import load_tokenizer, vocabulary_hash
 from bluelm_lightning.datamodules.course import ScheduledCourse
 from bluelm_lightning.datamodules.sources import Renamed, SourceSpec
 from bluelm_lightning.errors import ConfigError, DataError
-from bluelm_lightning.types import Encoded, PackedBatch, Sample, Source, StageModel, StepSchedule
+from bluelm_lightning.types import Encoded, Generation, PackedBatch, Sample, Source, StageModel, StepSchedule
 
 
 class MultimodalDataModule(L.LightningDataModule):
@@ -244,6 +245,15 @@ class MultimodalDataModule(L.LightningDataModule):
                     except DataError:
                         continue
         return out
+
+    def held_out_prompts(self, count: int, thinking: bool) -> list[tuple[Sample, Encoded]]:
+        """At most ``count`` prompts with a reference, spread over the validation sources; always the same."""
+        asked = [sample for sample in spread(self.val_opened, count) if can_be_asked(sample)]
+        return [(sample, self.encoder.prompt(sample, thinking)) for sample in asked]
+
+    def score(self, sample: Sample, generation: Generation) -> bool:
+        """Whether the answer is right; a subclass may judge otherwise."""
+        return is_right(sample, generation)
 
     def calibration(self) -> Iterator[PackedBatch]:
         """Training batches in order, without end, outside of any run: to measure a model on."""

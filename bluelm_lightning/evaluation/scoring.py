@@ -4,14 +4,7 @@ from __future__ import annotations
 
 import math
 
-
-def exact_match(answer: str | None, reference: str) -> bool:
-    """Equal after lower-casing and dropping spaces at the ends and a final full stop. No answer is never right."""
-    return answer is not None and _plain(answer) == _plain(reference)
-
-
-def _plain(text: str) -> str:
-    return text.strip().rstrip(".").strip().lower()
+from bluelm_lightning.data.scoring import exact_match as exact_match
 
 
 def wilson_interval(right: int, total: int, z: float = 1.96) -> tuple[float, float]:

@@ -11,10 +11,40 @@ from random import Random
 
 from bluelm_lightning.types import Message, Sample
 
-NAMES = (
-    "heron otter maple cedar amber coral basil cumin delta ember falcon ginger hazel indigo jasper kelp lotus mango "
-    "nettle olive pepper quartz raven saffron tulip umber violet walnut yarrow zephyr acorn birch"
-).split()
+NAMES = [
+    "heron",
+    "otter",
+    "maple",
+    "cedar",
+    "amber",
+    "coral",
+    "basil",
+    "cumin",
+    "delta",
+    "ember",
+    "falcon",
+    "ginger",
+    "hazel",
+    "indigo",
+    "jasper",
+    "kelp",
+    "lotus",
+    "mango",
+    "nettle",
+    "olive",
+    "pepper",
+    "quartz",
+    "raven",
+    "saffron",
+    "tulip",
+    "umber",
+    "violet",
+    "walnut",
+    "yarrow",
+    "zephyr",
+    "acorn",
+    "birch",
+]
 
 
 def needle(
@@ -41,7 +71,9 @@ def needle(
     names = rng.sample(NAMES, needles)
     codes = [f"{rng.randrange(1000):03d}" for _ in names]
     hidden = [f"the code of {name} is {code}." for name, code in zip(names, codes)]
-    rest = sum(map(measure, hidden)) + questions * (measure(f"the code of {names[0]}?") + 8)  # 8: the template and codes
+    rest = sum(map(measure, hidden)) + questions * (
+        measure(f"the code of {names[0]}?") + 8
+    )  # 8: the template and codes
     words = _words(haystack, rng, measure, tokens - rest)
     places = [rng.random() for _ in names]
     if depth is not None:

@@ -80,7 +80,9 @@ def _measure(root: Path) -> Callable[[str], int]:
 
 def prepare(root: Path) -> dict[str, int]:
     """Write ``root/data/NAME`` for every source and ``root/tokenizer``; returns samples by name."""
-    digits = (text for sample in islice(arithmetic("train", 400, seed=5, thinking=True), 400) for text in _texts(sample))
+    digits = (
+        text for sample in islice(arithmetic("train", 400, seed=5, thinking=True), 400) for text in _texts(sample)
+    )
     train_tokenizer([*_haystack("train")[::5], *digits], VOCAB_SIZE, root / "tokenizer")
     names = list(training_sources(root))
     with ProcessPoolExecutor(max_workers=min(4, os.cpu_count() or 1)) as pool:
