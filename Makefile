@@ -7,7 +7,7 @@ export WANDB_MODE ?= offline
 export HF_HUB_OFFLINE ?= 1
 export TOKENIZERS_PARALLELISM := false
 
-.PHONY: setup quickstart test test-slow check clean
+.PHONY: setup quickstart recipe test test-slow check clean
 
 setup: .venv/installed
 
@@ -18,6 +18,9 @@ setup: .venv/installed
 
 quickstart: setup
 	$(BIN)/python -m bluelm_lightning.quickstart
+
+recipe: setup
+	$(BIN)/python -m bluelm_lightning.recipe
 
 test: setup
 	$(BIN)/python -m pytest

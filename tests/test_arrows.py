@@ -36,6 +36,7 @@ ARROWS: dict[str, set[str] | None] = {  # room -> rooms it may import besides it
     "export": BASE | {"components"},
     "cli": None,
     "quickstart": None,
+    "recipe": None,
 }
 FORBIDDEN = {"data": {"lightning"}, "types": {"lightning"}, "errors": {"lightning", "torch"}}  # anywhere in a room
 # Imported in the function that uses them: seconds each, or missing where an extra is not installed.

@@ -7,7 +7,7 @@ import pytest
 import torch
 import yaml
 from cli_project import losses, metrics_rows
-from tiny import png, question, tiny_tokenizer
+from tiny import png, question, tiny_decoder, tiny_tokenizer
 
 from bluelm_lightning.cli.app import FitCLI
 from bluelm_lightning.cli.arguments import split_arguments
@@ -31,9 +31,24 @@ def test_the_lists_are_not_empty():
     assert len(NAMES) == len(list(PACKAGED.rglob("*.yaml")))
 
 
+@pytest.fixture(scope="module")
+def parents(tmp_path_factory):
+    """What an earlier command leaves: the decoder that bluelm-prune writes."""
+    folder = tmp_path_factory.mktemp("parents")
+    tiny_decoder(vocab_size=1088).model.save_pretrained(folder)
+    return folder
+
+
+def with_own_parents(name: str, parents: Path) -> list[str]:
+    if "distill" not in name:
+        return []
+    pruned = [f"--model.vlm.decoder.checkpoint={parents}"] if "/pruned" in (PACKAGED / name).read_text() else []
+    return ["--model.teacher_weights=null", *pruned]
+
+
 @pytest.mark.parametrize("name", STAGES)
-def test_stage_is_built_on_the_meta_device(name):
-    cli = FitCLI(Layers(split_arguments(["--config", name])))
+def test_stage_is_built_on_the_meta_device(name, parents):
+    cli = FitCLI(Layers(split_arguments(["--config", name, *with_own_parents(name, parents)])))
     cli.rehearse()
     assert cli.rehearsal_error is None
     summary = summarize(cli.rehearsed, **image_settings(cli.config))
@@ -73,32 +88,40 @@ def data(tmp_path_factory):
                 sample.messages[-1]["thinking"] = "one, two"
             writer.write(sample)
             writer.write(Sample(id=f"t{n}", source="text", text="the sum is 12 " * 4))
+    with ShardWriter(folder / "texts") as writer:
+        for n in range(32):
+            writer.write(Sample(id=f"t{n}", source="text", text="the sum is 12 " * 4))
     return folder
 
 
 def with_own_data(name: str, data: Path) -> list[str]:
     """Overrides that put the test's data in the place of the YAML's, source by source."""
-    arguments = yaml.safe_load((PACKAGED / name).read_text())["data"]["init_args"]
+    settings = yaml.safe_load((PACKAGED / name).read_text())
+    arguments = settings["data"]["init_args"]
+    reads_text = settings["model"]["init_args"]["vlm"]["class_path"] == "LanguageModel"
+    shards = str(data / ("texts" if reads_text else "shards"))
     changed = {"tokenizer": str(data / "tokenizer")}
     for key in ("sources", "val_sources"):
-        changed[key] = [_moved(spec, str(data / "shards")) for spec in arguments.get(key) or []]
+        changed[key] = [_moved(spec, shards) for spec in arguments.get(key) or []]
     return [f"--data.{key}={value if key == 'tokenizer' else json.dumps(value)}" for key, value in changed.items()]
 
 
 def _moved(spec: dict, path: str) -> dict:
     if "source" in spec:  # a source of its own, over a path
         return {**spec, "source": {**spec["source"], "init_args": {"path": path}}}
-    return {**spec, "path": path}
+    return {**spec, "name": spec.get("name") or spec["path"].rsplit("/", 1)[-1], "path": path}
 
 
 @pytest.mark.parametrize("name", TINY)
-def test_tiny_stage_takes_a_step(name, data, tmp_path, monkeypatch):
+def test_tiny_stage_takes_a_step(name, data, parents, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     steps = ["--trainer.max_steps=1", "--trainer.log_every_n_steps=1", "--trainer.limit_val_batches=1"]
     where = ["--run_dir=run", "--init_from=null", "--data.num_workers=0"]
     rewarded = name.endswith(("rl.yaml", "ppo.yaml"))
     rl = ["--model.rewards.rewards.repetition={class_path: Repetition, init_args: {ngram: 1}}"] * rewarded
-    assert main(["--config", name, *with_own_data(name, data), *steps, *where, *rl]) == 0
+    own = [*with_own_data(name, data), *with_own_parents(name, parents)]
+    inherits = ["--model.schedule.start_step=0"] * ("inherit" in (PACKAGED / name).read_text())
+    assert main(["--config", name, *own, *steps, *where, *rl, *inherits]) == 0
     if rl:  # a random model is never right, but repeats its tokens more or less
         (row,) = (row for row in metrics_rows(Path("run")) if row["policy/loss"])
         assert float(row["policy/ratio"]) == 1.0

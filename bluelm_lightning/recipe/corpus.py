@@ -1,6 +1,6 @@
 """English text that every installation has: the docstrings of the scientific packages it depends on.
 
-Our choice: no text corpus comes with a package that we need anyway. One module in ten is held out, by a hash of its path.
+Our choice: no other text comes with packages that we need anyway. One module in ten is held out, by a hash of its path.
 """
 
 from __future__ import annotations

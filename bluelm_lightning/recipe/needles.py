@@ -1,7 +1,7 @@
 """Needles in a haystack: codes hidden in a text, and questions about them after it.
 
-Our choice after the common "needle in a haystack" test: several needles a text, so that to copy the last code seen is no
-answer, and a place for the one asked, so that accuracy can be shown by depth.
+Our choice after the common "needle in a haystack" test: several needles a text, so that the last code is no answer, and
+a place for the one asked, so that accuracy can be shown by depth.
 """
 
 from __future__ import annotations
@@ -11,40 +11,10 @@ from random import Random
 
 from bluelm_lightning.types import Message, Sample
 
-NAMES = [
-    "heron",
-    "otter",
-    "maple",
-    "cedar",
-    "amber",
-    "coral",
-    "basil",
-    "cumin",
-    "delta",
-    "ember",
-    "falcon",
-    "ginger",
-    "hazel",
-    "indigo",
-    "jasper",
-    "kelp",
-    "lotus",
-    "mango",
-    "nettle",
-    "olive",
-    "pepper",
-    "quartz",
-    "raven",
-    "saffron",
-    "tulip",
-    "umber",
-    "violet",
-    "walnut",
-    "yarrow",
-    "zephyr",
-    "acorn",
-    "birch",
-]
+_TEXT = """
+heron otter maple cedar amber coral basil cumin delta ember falcon ginger hazel indigo jasper kelp lotus mango nettle
+olive pepper quartz raven saffron tulip umber violet walnut yarrow zephyr acorn birch"""
+NAMES = _TEXT.split()
 
 
 def needle(

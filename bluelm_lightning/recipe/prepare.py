@@ -29,11 +29,13 @@ def training_sources(root: Path) -> dict[str, Iterable[Sample]]:
     return {
         "text": docstrings("train"),
         "arithmetic": arithmetic("train", 12_000, seed=5, thinking=True),  # the reasoning data
-        "needle_short": _needles(root, 6_000, (80, SHORT), questions=3),
-        "needle_long": _needles(root, 2_400, (SHORT, LONG), questions=6),
+        "needle_short": _needles(root, 6_000, (112, SHORT), questions=6),
+        "needle_long": _needles(root, 2_000, (SHORT, LONG), questions=8),
         "digit_caption": digit_reading("train", 5_000, seed=1, num_digits=(1, 1), canvases=((64, 64),)),
         "digits_caption": digit_reading("train", 10_000, seed=2),
         "digits_sum": digit_sums("train", 10_000, seed=4, thinking=True),
+        "sft_arithmetic": arithmetic("train", 3_000, seed=7, thinking=True),
+        "sft_digits": digit_sums("train", 1_500, seed=8, thinking=True, styles={"again": 1.0}),  # the long chains
     }
 
 
@@ -59,7 +61,7 @@ def _needles(root: Path, count: int, lengths: tuple[int, int], questions: int) -
     texts, measure = _haystack("train"), _measure(root)
     for seed in range(count):
         tokens = round(lengths[0] * (lengths[1] / lengths[0]) ** Random(seed).random())  # as many in every octave
-        asked = questions if tokens > 160 else 2
+        asked = min(questions, tokens // 32)
         yield needle(texts, tokens, measure, seed, needles=max(4, asked), questions=asked)
 
 
@@ -80,10 +82,8 @@ def _measure(root: Path) -> Callable[[str], int]:
 
 def prepare(root: Path) -> dict[str, int]:
     """Write ``root/data/NAME`` for every source and ``root/tokenizer``; returns samples by name."""
-    digits = (
-        text for sample in islice(arithmetic("train", 400, seed=5, thinking=True), 400) for text in _texts(sample)
-    )
-    train_tokenizer([*_haystack("train")[::5], *digits], VOCAB_SIZE, root / "tokenizer")
+    sums = (text for sample in arithmetic("train", 400, seed=5, thinking=True) for text in _texts(sample))
+    train_tokenizer([*_haystack("train")[::5], *sums], VOCAB_SIZE, root / "tokenizer")
     names = list(training_sources(root))
     with ProcessPoolExecutor(max_workers=min(4, os.cpu_count() or 1)) as pool:
         return dict(zip(names, pool.map(partial(_write, root=root), names)))
