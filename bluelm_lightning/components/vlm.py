@@ -33,6 +33,8 @@ class VisionLanguageModel(Component):
         ConfigError: when two widths do not fit.
     """
 
+    lockstep = False  # every process must run the tower on every batch, evaluation included: its weights are sharded
+
     def __init__(self, vision: VisionEncoder, projector: Projector, decoder: Decoder) -> None:
         super().__init__()
         for name, given, wanted, owner in (
@@ -72,7 +74,8 @@ class VisionLanguageModel(Component):
     def _place(self, embeds: Tensor, batch: PackedBatch) -> Tensor:
         tiles = batch.tiles
         if not len(tiles):
-            if not (self.training and torch.distributed.is_available() and torch.distributed.is_initialized()):
+            together = torch.distributed.is_available() and torch.distributed.is_initialized()
+            if not (together and (self.training or self.lockstep)):
                 return embeds
             # Every rank must run the tower, or gradient reduction would wait for this one forever.
             size = self.vision.image_size
