@@ -28,6 +28,8 @@ class Shares(L.LightningDataModule):
     def train_dataloader(self):
         rank, world = self.trainer.global_rank, self.trainer.world_size
         rows = [[DOCS[0], DOCS[2]], [DOCS[1], DOCS[3]]]
+        if STRATEGY == "context":  # one row whose middle is inside of a document and of a picture
+            return loader([pack([DOCS], 128, 0)] * STEPS)
         mine = rows if world == 1 else rows[rank : rank + 1]
         return loader([pack(mine, 64, 0)] * STEPS)
 
@@ -45,6 +47,7 @@ class Keep(L.Callback):
         loss, unit = outputs["loss"].detach().float(), torch.tensor(1.0)
         if trainer.world_size > 1:
             items = len(batch.sample_ids) // 2 if "pairs" in self.name else int((batch.labels != IGNORE).sum())
+            items //= getattr(trainer.strategy, "context_parallel", 1)  # both hold the whole batch
             unit = trainer.strategy.reduce(torch.tensor(items / _UNIT), reduce_op="sum")
             loss = trainer.strategy.reduce(loss, reduce_op="sum")
         self.losses.append(float(loss / unit))
@@ -76,7 +79,15 @@ def reward():
     return RewardStage(tied(), optimizer=AdamW(**ADAM))
 
 
+class SGD(AdamW):
+    """Steps along the gradient itself: what the weights differ by afterwards is the gradients' difference."""
+
+    def build(self, module):
+        return torch.optim.SGD([p for p in module.parameters() if p.requires_grad], lr=self.lr)
+
+
 MADE = {
+    "sgd": lambda: SFTStage(tied(), SGD(lr=1.0), clip_norm=0.0),
     "untied": lambda: SFTStage(untied(), AdamW(**ADAM), clip_norm=0.5),
     "tied": lambda: SFTStage(tied(), AdamW(**ADAM), clip_norm=0.5),
     "frozen": lambda: SFTStage(tied(), AdamW(**ADAM), frozen=["vlm.vision.*", "vlm.decoder.*"]),
@@ -91,6 +102,8 @@ MADE = {
 def strategy():
     if PROCESSES == 1:
         return {}
+    if STRATEGY == "context":
+        return {"devices": 2, "strategy": ShardedStrategy(2, "gloo"), "use_distributed_sampler": False}
     kind = DDPStrategy if STRATEGY == "ddp" else ShardedStrategy
     return {"devices": PROCESSES, "strategy": kind(process_group_backend="gloo"), "use_distributed_sampler": False}
 

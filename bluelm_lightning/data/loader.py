@@ -148,7 +148,7 @@ class PackedLoader:
         dist = torch.distributed
         if self.world_size == 1 or self.mixture.endless or not (dist.is_available() and dist.is_initialized()):
             return bool(pending)
-        votes: list[Any] = [None] * self.world_size
+        votes: list[Any] = [None] * dist.get_world_size()  # more than world_size, where processes share rows
         dist.all_gather_object(votes, bool(pending))
         return any(votes)
 

@@ -165,6 +165,8 @@ class MultimodalDataModule(L.LightningDataModule):
 
     def _loader(self, sources: Sequence[Source], mixture: Mixture, plan: PackingPlan, shares: list) -> PackedLoader:
         rank, world = (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
+        sharing = getattr(getattr(self.trainer, "strategy", None), "context_parallel", 1)
+        rank, world = rank // sharing, world // sharing  # processes that share rows read the same samples
         specs = self.specs if shares else []  # validation sees every trace whole
         cuts, stated = [spec.cut_share for spec in specs], [spec.stated_share for spec in specs]
         fetcher = SampleFetcher(sources, self.encoder, self.seed, shares, cuts, stated)

@@ -105,7 +105,11 @@ class Stage(L.LightningModule):
         return 1.0 / _UNIT
 
     def labelled(self, batch: PackedBatch, vlm: VisionLanguageModel | None = None) -> tuple[Tensor, Tensor, Tensor]:
-        """Hidden states float[M, D], labels int64[M] and document numbers int64[M] of the positions that carry loss."""
+        """Hidden states float[M, D], labels int64[M] and document numbers int64[M] of the positions that carry loss.
+
+        Of this process's slice, where processes share a row.
+        """
+        batch = self.vlm.slice_for(batch, getattr(self.trainer.strategy, "context_group", None))
         hidden = (vlm or self.vlm)(batch)
         places = (batch.labels.flatten() != IGNORE).nonzero().flatten()
         return hidden.flatten(0, 1)[places], batch.labels.flatten()[places], batch.segments.flatten()[places]

@@ -26,7 +26,7 @@ from bluelm_lightning.rl.scoring import token_logprobs
 from bluelm_lightning.stages.base import Stage
 from bluelm_lightning.stages.optim import AdamW
 from bluelm_lightning.stages.schedules import Schedule
-from bluelm_lightning.stages.sharding import gather, refuse, release
+from bluelm_lightning.stages.sharding import check_context, gather, refuse, release
 from bluelm_lightning.types import IGNORE, Experience, PackedBatch, Prompt, Rollout, Scored
 
 
@@ -87,6 +87,7 @@ class RLStage(Stage):
             refuse(self, "a thread cannot gather weights; set it to false, or train with DDP", "model.plan.ahead")
         if type(self.engine) is not RolloutEngine:
             refuse(self, "an engine reads whole weights; drop it, or train with DDP", "model.plan.engine")
+        check_context(self, "a policy scores whole rollouts")
         super().configure_model()
 
     def on_fit_start(self) -> None:

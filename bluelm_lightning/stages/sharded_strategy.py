@@ -48,6 +48,11 @@ class ShardedStrategy(ModelParallelStrategy):
         self._data_parallel_size = world // self.context_parallel
         super().setup_environment()
 
+    @property
+    def context_group(self) -> Any:
+        """The processes that share this one's rows; None: it shares none."""
+        return self.device_mesh["tensor_parallel"].get_group() if self.context_parallel > 1 else None
+
     # ------------------------------------------------------------------ whole tensors out: every process must call
     def lightning_module_state_dict(self) -> dict[str, Any]:
         assert self.lightning_module is not None

@@ -45,14 +45,15 @@ def shard(stage: Any, methods: tuple[str, ...]) -> None:
             "give class_path: bluelm_lightning.stages.ShardedStrategy",
             "trainer.strategy",
         )
+    for part in stage.modules():
+        if isinstance(part, VisionLanguageModel):
+            _check_heads(part, strategy.context_parallel)
+            part.lockstep = True
     device = strategy.root_device
     mesh = init_device_mesh(device.type, (strategy.world_size,))
     for block in blocks(stage):
         _share_out(block, mesh, device)
     _share_out(stage, mesh, device)
-    for part in stage.modules():
-        if isinstance(part, VisionLanguageModel):
-            part.lockstep = True
     for name in methods:
         register_fsdp_forward_method(stage, name)
 
@@ -108,6 +109,23 @@ def gathered(stage: nn.Module) -> Iterator[None]:
         yield
     finally:
         release(stage)
+
+
+def _check_heads(vlm: VisionLanguageModel, size: int) -> None:
+    heads = vlm.decoder.cache_shape()[1]
+    if heads % size:
+        raise ConfigError(
+            f"{heads} key-value heads cannot be shared by {size} processes; give a divisor of {heads}",
+            "trainer.strategy.context_parallel",
+        )
+
+
+def check_context(stage: Any, reason: str) -> None:
+    """Raises ConfigError where processes share a row, for a stage that needs whole rows."""
+    if getattr(stage.trainer.strategy, "context_parallel", 1) > 1:
+        raise ConfigError(
+            f"{reason}, {type(stage).__name__} cannot share rows; set it to 1", "trainer.strategy.context_parallel"
+        )
 
 
 def refuse(stage: Any, reason: str, key: str) -> None:
