@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 
+from bluelm_lightning.data.balance import LOOKAHEAD, choose_balanced, hand_out
 from bluelm_lightning.data.fetch import SampleFetcher, ShippedFetcher
 from bluelm_lightning.data.mixture import Mixture
 from bluelm_lightning.data.packing import choose_rows, pack, split_text
@@ -38,6 +39,7 @@ class PackingPlan:
         max_tiles: most tiles in a batch; ``None`` = no bound.
         overlong: ``skip`` reports and leaves out, ``split`` cuts texts without pictures, ``error`` stops.
         lookahead: samples are chosen from about this many batches' worth.
+        balance: batches of even numbers of tiles, see ``data/balance.py``; it looks further ahead.
     """
 
     row_tokens: int
@@ -45,6 +47,7 @@ class PackingPlan:
     max_tiles: int | None = None
     overlong: str = "skip"
     lookahead: float = 2.0
+    balance: bool = False
 
     def __post_init__(self) -> None:
         if self.overlong not in ("skip", "split", "error"):
@@ -75,7 +78,7 @@ class PackedLoader:
         plan: size of a batch.
         pad_id: token id of padding.
         num_workers: processes that read and encode; 0 = this one.
-        rank: this process among ``world_size``; it takes every ``world_size``-th sample.
+        rank: this process among ``world_size``; it takes as many samples as each other.
         world_size: number of training processes. Where they end at different batches, the early ones get empty batches.
         max_consecutive_skips: stop when so many samples in a row cannot be used, instead of looping in silence.
     """
@@ -136,7 +139,7 @@ class PackedLoader:
 
     def _fill(self, pending: list[_Pending], stream: Iterator[_Chunk], stood: dict[str, Any]) -> dict[str, Any]:
         """Read until some batches' worth is pending; returns where the mixture stands then."""
-        wanted = self.plan.lookahead * self.plan.rows * self.plan.row_tokens
+        wanted = self.plan.lookahead * self.plan.rows * self.plan.row_tokens * (LOOKAHEAD if self.plan.balance else 1)
         while sum(len(p.doc) for p in pending) < wanted and (chunk := next(stream, None)):
             refs, items, stood = chunk
             for ref, item in zip(refs, items):
@@ -155,7 +158,8 @@ class PackedLoader:
     def _pack(self, pending: list[_Pending], cursor: int) -> tuple[PackedBatch, list[_Pending]]:
         plan = self.plan
         lengths, tiles = [len(p.doc) for p in pending], [len(p.doc.tiles) for p in pending]
-        rows = choose_rows(lengths, tiles, plan.rows, plan.row_tokens, plan.max_tiles)
+        choose = choose_balanced if plan.balance else choose_rows
+        rows = choose(lengths, tiles, plan.rows, plan.row_tokens, plan.max_tiles)
         taken = {i for row in rows for i in row}
         documents = [[part for i in row for part in parts_of(pending[i].doc)] for row in rows]
         batch = pack(documents, plan.row_tokens, self.pad_id, cursor)
@@ -168,7 +172,8 @@ class PackedLoader:
             drawn = [ref for _, ref in zip(range(_CHUNK * self.world_size), self.mixture)]
             if not drawn:
                 return
-            yield drawn[self.rank :: self.world_size], self.mixture.state_dict()
+            mine = hand_out(len(drawn), self.rank, self.world_size, repr(drawn[0]))
+            yield [drawn[i] for i in mine], self.mixture.state_dict()
 
     def _stream(self) -> Iterator[_Chunk]:
         if not self.num_workers:

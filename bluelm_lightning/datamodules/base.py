@@ -82,6 +82,7 @@ class MultimodalDataModule(L.LightningDataModule):
         thumbnail: add one tile with the whole picture.
         num_workers: processes that read and encode; any number gives the same batches.
         seed: of all orders.
+        balance: batches of even numbers of tiles, for many processes with uneven pictures; looks further ahead.
     """
 
     def __init__(
@@ -97,6 +98,7 @@ class MultimodalDataModule(L.LightningDataModule):
         thumbnail: bool = False,
         num_workers: int = 2,
         seed: int = 0,
+        balance: bool = False,
     ) -> None:
         super().__init__()
         counts = {"row_tokens": row_tokens, "batch_rows": batch_rows, "max_grid": max_grid, "max_tiles": max_tiles}
@@ -106,7 +108,7 @@ class MultimodalDataModule(L.LightningDataModule):
         if num_workers < 0:
             raise ConfigError(f"{num_workers} is below 0", "data.num_workers")
         self.specs, self.val_specs = sources, val_sources or []
-        self.plan = PackingPlan(row_tokens, batch_rows, max_tiles, overlong)
+        self.plan = PackingPlan(row_tokens, batch_rows, max_tiles, overlong, balance=balance)
         self.max_grid, self.thumbnail, self.num_workers, self.seed = max_grid, thumbnail, num_workers, seed
         self._tokenizer_path = tokenizer
         self.tokenizer: Any = None
@@ -227,6 +229,7 @@ class MultimodalDataModule(L.LightningDataModule):
             "row_tokens": self.plan.row_tokens,
             "batch_rows": self.plan.rows,
             "max_tiles": self.plan.max_tiles,
+            "balance": self.plan.balance or None,  # None: as in checkpoints from before
             "overlong": self.plan.overlong,
             "max_grid": self.max_grid,
             "thumbnail": self.thumbnail,
