@@ -275,3 +275,12 @@ def test_a_source_of_ones_own_needs_two_methods(module):
 
     batch = take(module(sources=[SourceSpec(source=Own())]).train_dataloader(), 1)[0]
     assert set(batch.sources) == {"Own"}
+
+
+def test_processes_that_share_rows_read_the_same_samples(module):
+    data = module()
+    data.trainer = SimpleNamespace(
+        global_rank=3, world_size=4, training=True, strategy=SimpleNamespace(context_parallel=2)
+    )
+    loader = data.train_dataloader()
+    assert (loader.rank, loader.world_size) == (1, 2)

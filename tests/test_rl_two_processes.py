@@ -1,4 +1,4 @@
-"""Reinforcement learning on two processes (gloo) takes the same step as on one with the same prompts."""
+"""Reinforcement learning on two processes (gloo) takes the same step as on one with the same prompts (DDP, sharded)."""
 
 import os
 import subprocess
@@ -13,17 +13,18 @@ from tiny import worst
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory):
     folder = tmp_path_factory.mktemp("two")
-    for processes in ("1", "2"):
-        command = [sys.executable, str(Path(__file__).parent / "two_rl_processes.py"), str(folder), processes]
+    for processes in (["1"], ["2"], ["2", "sharded"]):
+        command = [sys.executable, str(Path(__file__).parent / "two_rl_processes.py"), str(folder), *processes]
         env = {**os.environ, "OMP_NUM_THREADS": "1"}
         done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=240, check=False)
         assert done.returncode == 0, done.stderr[-3000:]
     return lambda name, world, rank: torch.load(folder / f"{name}-{world}-{rank}.pt")
 
 
+@pytest.mark.parametrize("world", [2, "sharded"])
 @pytest.mark.parametrize("name", ["grpo", "ppo"])
-def test_two_processes_take_the_step_of_one(runs, name):
-    whole, ranks = runs(name, 1, 0), [runs(name, 2, rank) for rank in (0, 1)]
+def test_two_processes_take_the_step_of_one(runs, name, world):
+    whole, ranks = runs(name, 1, 0), [runs(name, world, rank) for rank in (0, 1)]
     asked = [set(rank["prompts"][0]) for rank in ranks]
     assert asked[0].isdisjoint(asked[1])
     assert asked[0] | asked[1] == set(whole["prompts"][0])

@@ -60,7 +60,11 @@ def loader_of(
 ) -> PackedLoader:
     """Batches of ``rows`` rows of 96 tokens from 40 conversations and 25 texts, one epoch unless told otherwise."""
     sources = sources or [Talks(40), Texts(25)]
-    plan = {name: options.pop(name) for name in ("overlong", "max_tiles", "lookahead", "row_tokens") if name in options}
+    plan = {
+        name: options.pop(name)
+        for name in ("overlong", "max_tiles", "lookahead", "row_tokens", "balance")
+        if name in options
+    }
     fetcher = SampleFetcher(sources, tiny_encoder(), options.pop("seed", 0), options.pop("thinking_shares", ()))
     mixture = Mixture([len(source) for source in sources], weights, [epochs] * len(sources), seed=3)
     return PackedLoader(

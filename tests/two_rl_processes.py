@@ -1,4 +1,4 @@
-"""Run by test_rl_two_processes.py, ``python two_rl_processes.py FOLDER N``: GRPO and PPO on N processes."""
+"""Run by test_rl_two_processes.py, ``python two_rl_processes.py FOLDER N [sharded]``: GRPO and PPO on N processes."""
 
 import sys
 from pathlib import Path
@@ -10,7 +10,10 @@ import torch
 from lightning.pytorch.strategies import DDPStrategy
 from rl_runs import data_of, fit, ppo_stage_of, stage_of
 
+from bluelm_lightning.stages import ShardedStrategy
+
 FOLDER = Path(sys.argv[1])
+SHARDED = sys.argv[3:] == ["sharded"]
 
 
 class Keep(L.Callback):
@@ -21,23 +24,37 @@ class Keep(L.Callback):
 
     def on_before_optimizer_step(self, trainer, stage, optimizer):
         if self.gradients is None:
-            self.gradients = {n: p.grad.clone() for n, p in stage.named_parameters() if p.grad is not None}
+            self.gradients = {n: whole(p.grad).clone() for n, p in stage.named_parameters() if p.grad is not None}
 
     def on_train_batch_end(self, trainer, stage, outputs, batch, batch_idx):
         self.prompts.append([item.rollout.prompt.seed for item in stage.scored])
 
     def on_train_end(self, trainer, stage):
-        weights = {n: p.detach() for n, p in stage.named_parameters()}
+        weights = {n: whole(p.detach()) for n, p in stage.named_parameters()}
         kept = {"gradients": self.gradients, "prompts": self.prompts, "weights": weights}
-        torch.save(kept, FOLDER / f"{self.name}-{trainer.world_size}-{trainer.global_rank}.pt")
+        world = "sharded" if SHARDED else trainer.world_size
+        torch.save(kept, FOLDER / f"{self.name}-{world}-{trainer.global_rank}.pt")
+
+
+def whole(tensor):
+    return tensor.full_tensor() if SHARDED else tensor
 
 
 def run(processes: int) -> None:
+    kind = ShardedStrategy if SHARDED else DDPStrategy
     for name, made in (("grpo", stage_of), ("ppo", ppo_stage_of)):
         data = data_of(FOLDER, prompts_per_step=4 // processes)
-        options = {} if processes == 1 else {"devices": 2, "strategy": DDPStrategy(process_group_backend="gloo")}
+        options = {} if processes == 1 else {"devices": 2, "strategy": kind(process_group_backend="gloo")}
         stage = made(clip_norm=0.0, plan={"drop_zero_variance": False})
-        fit(stage, data, FOLDER / f"{name}{processes}", 3, Keep(name), use_distributed_sampler=False, **options)
+        fit(
+            stage,
+            data,
+            FOLDER / f"{name}{''.join(sys.argv[2:])}",
+            3,
+            Keep(name),
+            use_distributed_sampler=False,
+            **options,
+        )
 
 
 if __name__ == "__main__":

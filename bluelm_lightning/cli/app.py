@@ -8,6 +8,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import inspect
 import typing
 import warnings
@@ -18,6 +19,7 @@ import torch
 from jsonargparse import Namespace
 from lightning.pytorch import Trainer
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, _InstantiatorFn
+from lightning.pytorch.utilities import rank_zero_only
 from lightning.pytorch.utilities.seed import isolate_rng
 
 import bluelm_lightning.callbacks
@@ -29,7 +31,7 @@ from bluelm_lightning.cli.layers import Layers
 from bluelm_lightning.cli.quiet import quiet
 from bluelm_lightning.datamodules import MultimodalDataModule
 from bluelm_lightning.errors import ConfigError
-from bluelm_lightning.stages import Stage
+from bluelm_lightning.stages import RLStage, ShardedStrategy, Stage
 
 
 class ParseError(Exception):
@@ -133,8 +135,18 @@ class FitCLI(LightningCLI):
             settings = instantiate(self.parser, self.config, "trainer")
             self.config_init = Namespace(trainer=settings)
             self.trainer = self.instantiate_trainer(**arguments(settings))
-        with one_line("model"):
+        with one_line("model"), torch.device("meta") if self.receives else contextlib.nullcontext():
             self.model = instantiate(self.parser, self.config, "model")
+
+    @property
+    def receives(self) -> bool:
+        """Whether this process gets its share of the weights from process 0, and so builds on the meta device.
+
+        Then weights are read, and drawn, by process 0 alone. Not where rewards are built with the stage, which may be
+        models of their own, nor where a part of the stage cannot be built on the meta device.
+        """
+        sharded = isinstance(self.trainer.strategy, ShardedStrategy) and self.rehearsed is not None
+        return sharded and not isinstance(self.rehearsed, RLStage) and getattr(rank_zero_only, "rank", 0) != 0
 
     def dump(self) -> str:
         """The resolved settings as YAML that can be given back; without what belongs to this one start."""

@@ -54,7 +54,8 @@ def _build(cli: FitCLI, options: Options, folder: RunFolder, saved: dict[str, An
     cli.build(lambda trainer: _trainer_arguments(trainer, options, folder, step, records))
     if cli.rehearsed_optimizer is None and saved:  # a part that cannot be built on the meta device
         _check_resume(cli, saved, cli.model.configure_optimizers())
-    loaded = [row for path, names in options.init_from for row in init_from(cli.model.vlm, path, names)]
+    given = () if cli.receives else options.init_from  # process 0 sends them
+    loaded = [row for path, names in given for row in init_from(cli.model.vlm, path, names)]
     _hand_over_schedule(cli.model.schedule, options)
     start_loggers(cli.trainer.loggers, yaml.safe_load(settings))
     _announce(cli, folder, loaded)

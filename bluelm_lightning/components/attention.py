@@ -16,6 +16,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from bluelm_lightning.components.context import to_heads, to_tokens
+
 ATTENTION_NAME = "bluelm_packed"
 _BUCKET_FILL = 0.8  # a document joins a bucket if it is at least this share of the bucket's longest
 
@@ -27,10 +29,12 @@ class DocumentLayout:
     Args:
         cu_seqlens: int32[D + 1], 0, then the end of each document.
         max_seqlen: length of the longest document.
+        group: processes that share the row, each with a slice of its tokens; ``None``: this one holds it all.
     """
 
     cu_seqlens: Tensor
     max_seqlen: int
+    group: Any = None
 
     @cached_property
     def buckets(self) -> tuple[list[tuple[int, int]], Tensor, Tensor, Tensor]:
@@ -148,6 +152,8 @@ def packed_attention(
     if torch.is_autocast_enabled(query.device.type):  # rotary embeddings leave queries and keys in float32
         dtype = torch.get_autocast_dtype(query.device.type)
         query, key, value = query.to(dtype), key.to(dtype), value.to(dtype)
+    if layout is not None and layout.group is not None:
+        return _shared(module, query, key, value, layout, scaling, dropout, sliding_window), None
     groups = query.shape[1] // key.shape[1]
     if groups > 1:
         key, value = key.repeat_interleave(groups, dim=1), value.repeat_interleave(groups, dim=1)
@@ -163,6 +169,17 @@ def packed_attention(
     else:
         out = _bucketed(q, k, v, layout, sliding_window, scale=scaling, dropout_p=dropout)
     return out.view(batch, length, heads, width), None
+
+
+def _shared(
+    module: nn.Module, query: Tensor, key: Tensor, value: Tensor, layout: DocumentLayout, *settings: Any
+) -> Tensor:
+    """The same where a row is shared: query [1, H, n, d] of a slice -> [1, n, H, d]."""
+    q, k, v = (to_heads(x[0].transpose(0, 1), layout.group).transpose(0, 1)[None] for x in (query, key, value))
+    alone = DocumentLayout(layout.cu_seqlens, layout.max_seqlen)
+    scaling, dropout, window = settings
+    out, _ = packed_attention(module, q, k, v, None, scaling, dropout, alone, window)
+    return to_tokens(out[0], layout.group)[None]
 
 
 def register_attention() -> str:

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 import lightning as L
-from torch import Tensor
+from torch import Tensor, nn
 
 from bluelm_lightning.components.weights import load_strict, read_state_dict
 
@@ -49,6 +49,13 @@ class Component(L.LightningModule):
     def num_parameters(self, trainable: bool = False) -> int:
         """Number of parameters, tied ones counted once; with ``trainable``, only those that receive gradients."""
         return sum(p.numel() for p in self.parameters() if p.requires_grad or not trainable)
+
+    def blocks(self) -> list[nn.Module]:
+        """Parts worth gathering one at a time where weights are sharded; each is used by its own ``forward`` only.
+
+        Default: none, the component is gathered with the root.
+        """
+        return []
 
     def save(self, path: str | Path) -> None:
         """Write the weights as one safetensors file (tied weights once)."""
@@ -98,6 +105,9 @@ class Projector(Component):
 
     def num_tokens(self, num_patches: int) -> int:
         raise TypeError(f"{type(self).__name__} must define num_tokens(num_patches)")
+
+    def blocks(self) -> list[nn.Module]:
+        return [self]
 
 
 class Decoder(Component):

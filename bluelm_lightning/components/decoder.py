@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from bluelm_lightning.components.adapters import LowRank
 from bluelm_lightning.components.attention import DocumentLayout, register_attention
@@ -80,6 +80,9 @@ class CausalDecoder(Decoder):
 
     def embed(self, ids: Tensor) -> Tensor:
         return self.model.get_input_embeddings()(ids)
+
+    def blocks(self) -> list[nn.Module]:
+        return list(getattr(self.model.base_model, "layers", []))
 
     def cache_shape(self) -> tuple[int, int, int]:
         c = self.model.config

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from bluelm_lightning.components.base import VisionEncoder
 from bluelm_lightning.errors import ConfigError
@@ -63,6 +63,9 @@ class ViTEncoder(VisionEncoder):
         """images: float[N, 3, S, S] in [0, 1] -> float[N, P, width]."""
         features = self.model.forward_features((images - self.mean) / self.std)
         return features[:, self.model.num_prefix_tokens :]
+
+    def blocks(self) -> list[nn.Module]:
+        return list(self.model.blocks)
 
     def depth_of(self, name: str) -> tuple[int, int]:
         """Embeddings have depth 0, block i has depth i + 1, the last norm the greatest."""

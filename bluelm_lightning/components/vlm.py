@@ -9,6 +9,7 @@ from torch import Tensor
 
 from bluelm_lightning.components.attention import DocumentLayout
 from bluelm_lightning.components.base import Component, Decoder, Projector, VisionEncoder
+from bluelm_lightning.components.context import ContextSlice, cut, gather_rows
 from bluelm_lightning.errors import ConfigError, DataError
 from bluelm_lightning.types import ImageSpec, PackedBatch
 
@@ -33,6 +34,8 @@ class VisionLanguageModel(Component):
         ConfigError: when two widths do not fit.
     """
 
+    lockstep = False  # every process must run the tower on every batch, evaluation included: its weights are sharded
+
     def __init__(self, vision: VisionEncoder, projector: Projector, decoder: Decoder) -> None:
         super().__init__()
         for name, given, wanted, owner in (
@@ -56,12 +59,13 @@ class VisionLanguageModel(Component):
 
     def forward(self, batch: PackedBatch, cache: Any = None) -> Tensor:
         embeds = self.embed(batch)
-        layout = DocumentLayout(batch.cu_seqlens, batch.max_seqlen)
+        layout = DocumentLayout(batch.cu_seqlens, batch.max_seqlen, getattr(batch, "group", None))
         return self.decoder(embeds, batch.positions, layout=layout, cache=cache)
 
     def embed(self, batch: PackedBatch) -> Tensor:
         """Steps 1 to 4: what the decoder reads, float[B, T, D]."""
-        self._count(batch)
+        if not isinstance(batch, ContextSlice):
+            self._count(batch)
         return self._place(self.decoder.embed(batch.ids), batch)
 
     def encode_images(self, tiles: Tensor) -> Tensor:
@@ -72,15 +76,25 @@ class VisionLanguageModel(Component):
     def _place(self, embeds: Tensor, batch: PackedBatch) -> Tensor:
         tiles = batch.tiles
         if not len(tiles):
-            if not (self.training and torch.distributed.is_available() and torch.distributed.is_initialized()):
+            together = torch.distributed.is_available() and torch.distributed.is_initialized()
+            if not (together and (self.training or self.lockstep)):
                 return embeds
             # Every rank must run the tower, or gradient reduction would wait for this one forever.
             size = self.vision.image_size
             blank = torch.zeros(1, 3, size, size, dtype=torch.uint8, device=embeds.device)
             return embeds + 0.0 * self.encode_images(blank).sum().to(embeds.dtype)
         features = self.encode_images(tiles).flatten(0, 1).to(embeds.dtype)
+        if isinstance(batch, ContextSlice):
+            features = gather_rows(features, batch.group)[batch.features]
         flat = embeds.flatten(0, 1).index_copy(0, batch.image_positions, features)
         return flat.view_as(embeds)
+
+    def slice_for(self, batch: PackedBatch, group: Any) -> PackedBatch:
+        """What this process of ``group`` computes of a batch that the whole group holds; None: all of it."""
+        if group is None:
+            return batch
+        self._count(batch)
+        return cut(batch, group)
 
     def _count(self, batch: PackedBatch) -> None:
         per_tile = self.image_spec.tokens_per_tile

@@ -15,6 +15,7 @@ from typing import Any, Protocol
 
 import torch
 
+from bluelm_lightning.data.balance import LOOKAHEAD, choose_balanced, hand_out
 from bluelm_lightning.data.fetch import SampleFetcher
 from bluelm_lightning.data.mixture import Mixture
 from bluelm_lightning.data.packing import choose_rows, pack, split_text
@@ -38,6 +39,7 @@ class PackingPlan:
         max_tiles: most tiles in a batch; ``None`` = no bound.
         overlong: ``skip`` reports and leaves out, ``split`` cuts texts without pictures, ``error`` stops.
         lookahead: samples are chosen from about this many batches' worth.
+        balance: batches of even numbers of tiles, see ``data/balance.py``; it looks further ahead.
     """
 
     row_tokens: int
@@ -45,6 +47,7 @@ class PackingPlan:
     max_tiles: int | None = None
     overlong: str = "skip"
     lookahead: float = 2.0
+    balance: bool = False
 
     def __post_init__(self) -> None:
         if self.overlong not in ("skip", "split", "error"):
@@ -84,7 +87,7 @@ class PackedLoader:
         plan: size of a batch.
         pad_id: token id of padding.
         num_workers: processes that read and encode; 0 = this one.
-        rank: this process among ``world_size``; it takes every ``world_size``-th sample.
+        rank: this process among ``world_size``; it takes as many samples as each other.
         world_size: number of training processes. Where they end at different batches, the early ones get empty batches.
         max_consecutive_skips: stop when so many samples in a row cannot be used, instead of looping in silence.
         course: what size and which shares a batch has, by its number; default: those of plan and mixture.
@@ -157,7 +160,7 @@ class PackedLoader:
 
     def _fill(self, pending: list[_Pending], stream: Iterator[_Chunk], stood: dict[str, Any]) -> dict[str, Any]:
         """Read until some batches' worth is pending; returns where the mixture stands then."""
-        wanted = self.plan.lookahead * self.plan.rows * self.plan.row_tokens
+        wanted = self.plan.lookahead * self.plan.rows * self.plan.row_tokens * (LOOKAHEAD if self.plan.balance else 1)
         while sum(len(p.doc) for p in pending) < wanted and (chunk := next(stream, None)):
             refs, items, stood = chunk
             for ref, item in zip(refs, items):
@@ -169,14 +172,15 @@ class PackedLoader:
         dist = torch.distributed
         if self.world_size == 1 or self.mixture.endless or not (dist.is_available() and dist.is_initialized()):
             return bool(pending)
-        votes: list[Any] = [None] * self.world_size
+        votes: list[Any] = [None] * dist.get_world_size()  # more than world_size, where processes share rows
         dist.all_gather_object(votes, bool(pending))
         return any(votes)
 
     def _pack(self, pending: list[_Pending], cursor: int) -> tuple[PackedBatch, list[_Pending]]:
         plan = self.plan
         lengths, tiles = [len(p.doc) for p in pending], [len(p.doc.tiles) for p in pending]
-        rows = choose_rows(lengths, tiles, plan.rows, plan.row_tokens, plan.max_tiles)
+        choose = choose_balanced if plan.balance else choose_rows
+        rows = choose(lengths, tiles, plan.rows, plan.row_tokens, plan.max_tiles)
         taken = {i for row in rows for i in row}
         documents = [[part for i in row for part in parts_of(pending[i].doc)] for row in rows]
         batch = pack(documents, plan.row_tokens, self.pad_id, cursor)
@@ -194,7 +198,7 @@ class PackedLoader:
             drawn = [ref for _, ref in zip(range(CHUNK * self.world_size), self.mixture)]
             if not drawn:
                 return
-            refs = drawn[self.rank :: self.world_size]
+            refs = [drawn[i] for i in hand_out(len(drawn), self.rank, self.world_size, repr(drawn[0]))]
             yield refs, (ahead or self.fetcher.__getitem__)(refs), self.mixture.state_dict()
 
     def _fetch_waiting(self, waiting: list[list[Any]]) -> Iterator[_Pending]:

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from bluelm_lightning.data.balance import hand_out
 from bluelm_lightning.data.fetch import SampleFetcher, ShippedFetcher
 from bluelm_lightning.data.mixture import Mixture
 from bluelm_lightning.types import Encoded, Ref, Skipped
@@ -27,7 +28,7 @@ class ReadAhead:
         fetcher: reads and encodes.
         mixture: the order; only copied.
         num_workers: processes; at least 1.
-        rank: this process among ``world_size``: it reads every ``world_size``-th reference.
+        rank: this process among ``world_size``: it reads its part of each chunk.
         world_size: number of training processes.
     """
 
@@ -70,7 +71,8 @@ class ReadAhead:
             if not drawn:
                 return
             known = {ref for chunk in self._underway for ref in chunk}
-            mine = [ref for ref in drawn[self.rank :: self.world_size] if ref not in known and ref not in self._ready]
+            own = hand_out(len(drawn), self.rank, self.world_size, repr(drawn[0]))
+            mine = [drawn[i] for i in own if drawn[i] not in known and drawn[i] not in self._ready]
             if mine:
                 self._underway.append(mine)
                 yield mine

@@ -18,7 +18,7 @@ from bluelm_lightning.data.scoring import can_be_asked, is_right, spread
 from bluelm_lightning.data.token_shares import sample_weights
 from bluelm_lightning.data.tokenizer import load_tokenizer, vocabulary_hash
 from bluelm_lightning.datamodules.course import ScheduledCourse
-from bluelm_lightning.datamodules.sources import Renamed, SourceSpec
+from bluelm_lightning.datamodules.sources import Renamed, SourceSpec, weights_of
 from bluelm_lightning.errors import ConfigError, DataError
 from bluelm_lightning.types import Encoded, Generation, PackedBatch, Sample, Source, StageModel, StepSchedule
 
@@ -40,7 +40,7 @@ class MultimodalDataModule(L.LightningDataModule):
         thumbnail: add one tile with the whole picture.
         num_workers: processes that read and encode; any number gives the same batches.
         seed: of all orders.
-        weigh: what ``weight`` is a share of: ``samples``, or ``tokens`` (measured on a few samples of each source).
+        balance: batches of even numbers of tiles, for many processes with uneven pictures; looks further ahead.
     """
 
     def __init__(
@@ -56,7 +56,7 @@ class MultimodalDataModule(L.LightningDataModule):
         thumbnail: bool = False,
         num_workers: int = 2,
         seed: int = 0,
-        weigh: str = "samples",
+        balance: bool = False,
     ) -> None:
         super().__init__()
         counts = {"row_tokens": row_tokens, "batch_rows": batch_rows, "max_grid": max_grid, "max_tiles": max_tiles}
@@ -65,11 +65,8 @@ class MultimodalDataModule(L.LightningDataModule):
                 raise ConfigError(f"{value} is below 1", f"data.{key}")
         if num_workers < 0:
             raise ConfigError(f"{num_workers} is below 0", "data.num_workers")
-        if weigh not in ("samples", "tokens"):
-            raise ConfigError(f"{weigh!r} is not one of samples, tokens", "data.weigh")
-        self.weigh, self.course = weigh, ScheduledCourse()
-        self.specs, self.val_specs = sources, val_sources or []
-        self.plan = PackingPlan(row_tokens, batch_rows, max_tiles, overlong)
+        self.specs, self.val_specs, self.course = sources, val_sources or [], ScheduledCourse()
+        self.plan = PackingPlan(row_tokens, batch_rows, max_tiles, overlong, balance=balance)
         self.max_grid, self.thumbnail, self.num_workers, self.seed = max_grid, thumbnail, num_workers, seed
         self._tokenizer_path = tokenizer
         self.tokenizer: Any = None
@@ -100,12 +97,10 @@ class MultimodalDataModule(L.LightningDataModule):
 
     def train_dataloader(self) -> PackedLoader:
         shares = [spec.thinking_share for spec in self.specs]
-        weights = [spec.weight for spec in self.specs]
-        if any(w is None for w in weights) and any(w is not None for w in weights):
-            raise ConfigError("give a weight to every source or to none", "data.sources.weight")
+        weights = weights_of(self.specs)
         mixture = Mixture(
             [len(source) for source in self.opened],
-            None if weights[0] is None else self._sample_weights([float(w or 0) for w in weights]),
+            weights and self._sample_weights(weights),
             [spec.epochs for spec in self.specs],
             [source.block_sizes for source in self.opened],
             seed=self.seed,
@@ -117,8 +112,10 @@ class MultimodalDataModule(L.LightningDataModule):
         return self._train
 
     def _sample_weights(self, weights: list[float]) -> list[float]:
-        """Weights of samples out of weights of whatever ``weigh`` says."""
-        return weights if self.weigh == "samples" else sample_weights(weights, self._fetcher(self.opened, self.specs))
+        """Weights of samples out of weights of samples or of tokens, whichever the sources have."""
+        if all(spec.token_weight is None for spec in self.specs):
+            return weights
+        return sample_weights(weights, self._fetcher(self.opened, self.specs))
 
     # ------------------------------------------------------------------ what moves with the step
     def follow_rows(self, schedule: StepSchedule) -> None:
@@ -151,6 +148,8 @@ class MultimodalDataModule(L.LightningDataModule):
 
     def _loader(self, sources: Sequence[Source], mixture: Mixture, plan: PackingPlan, shares: list) -> PackedLoader:
         rank, world = (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
+        sharing = getattr(getattr(self.trainer, "strategy", None), "context_parallel", 1)
+        rank, world = rank // sharing, world // sharing  # processes that share rows read the same samples
         specs = self.specs if shares else []  # validation sees every trace whole
         fetcher = self._fetcher(sources, specs)
         loader = PackedLoader(fetcher, mixture, plan, self.tokenizer.pad_token_id, self.num_workers, rank, world)
@@ -209,7 +208,10 @@ class MultimodalDataModule(L.LightningDataModule):
                     s.label,
                     len(source),
                     getattr(source, "fingerprint", ""),
-                    *(getattr(s, key) for key in ("weight", "epochs", "thinking_share", "cut_share", "stated_share")),
+                    *(
+                        getattr(s, key)
+                        for key in ("weight", "token_weight", "epochs", "thinking_share", "cut_share", "stated_share")
+                    ),
                 ]
                 for s, source in zip(self.specs, self.opened)
             ],
@@ -218,11 +220,11 @@ class MultimodalDataModule(L.LightningDataModule):
             "row_tokens": self.plan.row_tokens,
             "batch_rows": self.plan.rows,
             "max_tiles": self.plan.max_tiles,
+            "balance": self.plan.balance or None,  # None: as in checkpoints from before
             "overlong": self.plan.overlong,
             "max_grid": self.max_grid,
             "thumbnail": self.thumbnail,
             "seed": self.seed,
-            "weigh": None if self.weigh == "samples" else self.weigh,  # runs of before know no other
             **self.course.identity,
         }
 

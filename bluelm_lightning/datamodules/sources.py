@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from bluelm_lightning.data.shards import ShardSource
@@ -18,7 +19,8 @@ class SourceSpec:
         path: folder, glob or tar file of shards.
         source: a source of your own by ``class_path``, instead of ``path``.
         name: name in logs; default: the last part of ``path``, or the class of ``source``.
-        weight: share of samples (or of tokens, see ``weigh``), on any scale; default: in proportion to the samples.
+        weight: share of samples, on any scale; default: in proportion to the samples.
+        token_weight: share of tokens instead; the tokens of a sample are measured on a few of each source.
         epochs: passes in one epoch of the trainer, after which it leaves its share to the others; default: without end.
         thinking_share: in which share of the passes a thinking trace is kept; default: always.
         cut_share: in which share of those it is cut at a random place and closed, so that the model learns to answer
@@ -30,6 +32,7 @@ class SourceSpec:
     source: Source | None = None
     name: str | None = None
     weight: float | None = None
+    token_weight: float | None = None
     epochs: float | None = None
     thinking_share: float | None = None
     cut_share: float = 0.0
@@ -38,7 +41,7 @@ class SourceSpec:
     def __post_init__(self) -> None:
         if (self.path is None) == (self.source is None):
             raise ConfigError("give either path or source", "data.sources")
-        for key, value, most in (("weight", self.weight, math.inf), ("epochs", self.epochs, math.inf)):
+        for key, value, most in ((key, getattr(self, key), math.inf) for key in ("weight", "token_weight", "epochs")):
             if value is not None and not 0 < value < most:
                 raise ConfigError(f"{key} is {value}; give a positive number", f"data.sources.{key}")
         for key in ("thinking_share", "cut_share", "stated_share"):
@@ -52,6 +55,21 @@ class SourceSpec:
     @property
     def label(self) -> str:
         return self.name or (str(self.path).rstrip("/").rsplit("/", 1)[-1] if self.path else type(self.source).__name__)
+
+
+def weights_of(specs: Sequence[SourceSpec]) -> list[float] | None:
+    """The weights, of samples or of tokens; None: in proportion to the samples.
+
+    Raises:
+        ConfigError: one kind of weight is given to some of the sources, or both kinds are given.
+    """
+    kinds = ([spec.weight for spec in specs], [spec.token_weight for spec in specs])
+    given = [[w for w in weights if w is not None] for weights in kinds]
+    if not any(given):
+        return None
+    if sorted(map(len, given)) != [0, len(specs)]:
+        raise ConfigError("give a weight to every source or to none, and of one kind", "data.sources.weight")
+    return given[0] or given[1]
 
 
 class Renamed:

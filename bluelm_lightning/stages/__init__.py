@@ -12,6 +12,7 @@ from bluelm_lightning.stages.pretrain import PretrainStage
 from bluelm_lightning.stages.rl import RLStage
 from bluelm_lightning.stages.schedules import Constant, Schedule, WarmupCosine, WarmupStableDecay
 from bluelm_lightning.stages.sft import SFTStage
+from bluelm_lightning.stages.sharded_strategy import ShardedStrategy
 
 __all__ = [
     "AdamW",
@@ -29,6 +30,7 @@ __all__ = [
     "RolloutPlan",
     "SFTStage",
     "Schedule",
+    "ShardedStrategy",
     "Stage",
     "ValuePlan",
     "WarmupCosine",

@@ -17,6 +17,7 @@ from bluelm_lightning.stages.losses import linear_cross_entropy
 from bluelm_lightning.stages.optim import AdamW, check_globs
 from bluelm_lightning.stages.rng import every_rank, rng_state, set_rng_state
 from bluelm_lightning.stages.schedules import Constant, Schedule
+from bluelm_lightning.stages.sharding import gathered, shard
 from bluelm_lightning.types import IGNORE, Encoded, Generation, ImageSpec, PackedBatch
 
 _UNIT = 1024.0  # labelled tokens; any constant will do that keeps the summed loss of a micro-batch near one
@@ -65,8 +66,19 @@ class Stage(L.LightningModule):
         return self.vlm.vocab_size
 
     def generate(self, prompts: list[Encoded], **sampling: Any) -> list[Generation]:
-        """Continue prompts; see :func:`bluelm_lightning.generation.generate`. Leaves the module's mode as it was."""
-        return generate(self.vlm, prompts, tokenizer=self.trainer.datamodule.tokenizer, **sampling)  # type: ignore[attr-defined]
+        """Continue prompts; see :func:`bluelm_lightning.generation.generate`. Leaves the module's mode as it was.
+
+        Where weights are sharded every process must call it.
+        """
+        with gathered(self):
+            return generate(self.vlm, prompts, tokenizer=self.trainer.datamodule.tokenizer, **sampling)  # type: ignore[attr-defined]
+
+    # ------------------------------------------------------------------ sharding
+    sharded_methods: tuple[str, ...] = ("training_step", "validation_step", "generate")  # that read weights
+
+    def configure_model(self) -> None:
+        """Called by Lightning once the processes run; see :func:`bluelm_lightning.stages.sharding.shard`."""
+        shard(self, self.sharded_methods)
 
     # ------------------------------------------------------------------ loop
     def training_step(self, batch: PackedBatch, batch_idx: int) -> Tensor:
@@ -93,7 +105,11 @@ class Stage(L.LightningModule):
         return 1.0 / _UNIT
 
     def labelled(self, batch: PackedBatch, vlm: VisionLanguageModel | None = None) -> tuple[Tensor, Tensor, Tensor]:
-        """Hidden states float[M, D], labels int64[M] and document numbers int64[M] of the positions that carry loss."""
+        """Hidden states float[M, D], labels int64[M] and document numbers int64[M] of the positions that carry loss.
+
+        Of this process's slice, where processes share a row.
+        """
+        batch = self.vlm.slice_for(batch, getattr(self.trainer.strategy, "context_group", None))
         hidden = (vlm or self.vlm)(batch)
         places = (batch.labels.flatten() != IGNORE).nonzero().flatten()
         return hidden.flatten(0, 1)[places], batch.labels.flatten()[places], batch.segments.flatten()[places]

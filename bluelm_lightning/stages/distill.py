@@ -18,6 +18,7 @@ from bluelm_lightning.stages.base import Stage
 from bluelm_lightning.stages.distill_losses import DistillPlan, distillation_loss, teacher_distribution
 from bluelm_lightning.stages.optim import AdamW
 from bluelm_lightning.stages.schedules import Schedule
+from bluelm_lightning.stages.sharding import check_context
 from bluelm_lightning.types import IGNORE, PackedBatch
 
 
@@ -84,6 +85,11 @@ class DistillStage(Stage):
         if self.cache is not None and self.plan.hidden_weight:
             raise ConfigError("a cache holds no states; set it to 0 or give a teacher", "model.plan.hidden_weight")
 
+    def configure_model(self) -> None:
+        if self.cache is not None:
+            check_context(self, "a cache holds whole documents")
+        super().configure_model()
+
     def train(self, mode: bool = True) -> DistillStage:
         super().train(mode)
         if self.teacher is not None:
@@ -111,8 +117,7 @@ class DistillStage(Stage):
         """float[M, D_teacher] at labelled positions; None where a cache stands for the teacher."""
         if self.teacher is None:
             return None
-        places = (batch.labels.flatten() != IGNORE).nonzero().flatten()
-        return self.teacher(batch).flatten(0, 1)[places]
+        return self.labelled(batch, self.teacher)[0]
 
     def _live(self, states: Tensor) -> Callable[[slice], tuple[Tensor, Tensor]]:
         assert self.teacher is not None

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -89,7 +89,7 @@ class MuonAdamW(torch.optim.AdamW):
             if parameter.grad is not None:
                 shapes[tuple(parameter.shape)].append(parameter)
         for shape, parameters in shapes.items():
-            updates = orthogonalise(torch.stack([self._momentum(p, group["momentum"]) for p in parameters]))
+            updates = _orthogonalised([self._momentum(p, group["momentum"]) for p in parameters])
             rate = group["lr"] * 0.2 * math.sqrt(max(shape))
             for parameter, update in zip(parameters, updates):
                 parameter.mul_(1 - group["lr"] * group["weight_decay"]).add_(update, alpha=-rate)
@@ -103,6 +103,20 @@ class MuonAdamW(torch.optim.AdamW):
         assert parameter.grad is not None
         buffer.lerp_(parameter.grad, 1 - decay)
         return parameter.grad.lerp(buffer, decay)
+
+
+def _orthogonalised(matrices: list[Tensor]) -> Sequence[Tensor]:
+    """All matrices in one call, or where each process holds shares of them one whole matrix after the other."""
+    if not hasattr(matrices[0], "full_tensor"):
+        return list(orthogonalise(torch.stack(matrices)))
+    from torch.distributed.tensor import DTensor, distribute_tensor
+
+    updates: list[Tensor] = []
+    for matrix in matrices:  # every process computes the same, and keeps its own share without a message
+        assert isinstance(matrix, DTensor)
+        whole = orthogonalise(matrix.full_tensor()[None])[0]
+        updates.append(distribute_tensor(whole, matrix.device_mesh, matrix.placements, src_data_rank=None))
+    return updates
 
 
 def orthogonalise(matrices: Tensor, steps: int = 5) -> Tensor:

@@ -18,11 +18,16 @@ from bluelm_lightning.stages.base import Stage
 from bluelm_lightning.stages.losses import linear_token_losses
 from bluelm_lightning.stages.optim import AdamW
 from bluelm_lightning.stages.schedules import Schedule
+from bluelm_lightning.stages.sharding import check_context
 from bluelm_lightning.types import PackedBatch
 
 
 class PreferenceStage(Stage):
     """Base: a subclass says by how much each preferred answer is ahead. P pairs, documents 2i and 2i + 1."""
+
+    def configure_model(self) -> None:
+        check_context(self, "an answer is judged as a whole")
+        super().configure_model()
 
     def ahead(self, batch: PackedBatch) -> Tensor:
         """float32[P], the difference that the loss wants to be large."""

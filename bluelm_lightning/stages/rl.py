@@ -26,6 +26,7 @@ from bluelm_lightning.rl.scoring import token_logprobs
 from bluelm_lightning.stages.base import Stage
 from bluelm_lightning.stages.optim import AdamW
 from bluelm_lightning.stages.schedules import Schedule
+from bluelm_lightning.stages.sharding import check_context, gather, refuse, release
 from bluelm_lightning.types import IGNORE, Experience, PackedBatch, Prompt, Rollout, Scored
 
 
@@ -50,6 +51,7 @@ class RLStage(Stage):
     """
 
     least_group = 2  # rollouts of a prompt
+    sharded_methods = (*Stage.sharded_methods, "write", "learn")
     written_at: Tensor
 
     def __init__(
@@ -80,6 +82,14 @@ class RLStage(Stage):
         self.writer = copy.deepcopy(vlm).requires_grad_(False) if self.plan.ahead else None
         self.register_buffer("written_at", torch.tensor(0))
 
+    def configure_model(self) -> None:
+        if self.plan.ahead:
+            refuse(self, "a thread cannot gather weights; set it to false, or train with DDP", "model.plan.ahead")
+        if type(self.engine) is not RolloutEngine:
+            refuse(self, "an engine reads whole weights; drop it, or train with DDP", "model.plan.engine")
+        check_context(self, "a policy scores whole rollouts")
+        super().configure_model()
+
     def on_fit_start(self) -> None:
         """The reference is the policy as it was handed over; a run that is continued has it in its checkpoint."""
         if self.trainer.ckpt_path is None:
@@ -101,6 +111,7 @@ class RLStage(Stage):
         """
         if self.budget is None and any(prompt.budget is not None for prompt in prompts):
             raise ConfigError("the data draws thinking budgets; give the stage its reserve", "model.budget")
+        gather(self)  # until learn(); before the next line, since every process must
         if not prompts:
             return []
         vlm, step = (self.writer, int(self.written_at)) if self.writer is not None else (self.vlm, self.global_step)
@@ -119,6 +130,7 @@ class RLStage(Stage):
 
     def learn(self, scored: list[Scored]) -> list[Experience]:
         """Micro-batches of experience; none where no rollout can teach anything."""
+        release(self)
         self.scored = scored  # for callbacks, until the next
         credit = self._credit(scored)
         useful = self._useful(scored, credit)
