@@ -1,5 +1,6 @@
 """bluelm-fit with sharded weights: built on the meta device, but for process 0, and sent from there."""
 
+import json
 import os
 import subprocess
 import sys
@@ -55,6 +56,8 @@ def test_two_processes_begin_with_the_weights_of_one_and_go_on_from_a_file(proje
         env = {**os.environ, "OMP_NUM_THREADS": "1"}
         done = subprocess.run(command, capture_output=True, text=True, timeout=150, env=env, check=False)
         assert done.returncode == 0, done.stderr[-3000:]
+        lineage = json.loads((tmp_path / name / "lineage.json").read_text())
+        assert lineage["stage"] == "bluelm_lightning.stages.sft.SFTStage"
     for name, wanted in (("drawn", tmp_path / "one"), ("given", tmp_path / "trained")):
         mine, theirs = weights(tmp_path / name), weights(wanted)
         assert mine.keys() == theirs.keys()

@@ -54,10 +54,11 @@ class Lineage(L.Callback):
         for parent in self.record["parents"]:  # now: a continued run will overwrite last.ckpt
             parent["sha256"] = sha256_of(parent["path"])
         manifest = getattr(trainer.datamodule, "manifest", dict)  # type: ignore[attr-defined]
+        kind = next(k for k in type(pl_module).__mro__ if not k.__module__.startswith("torch."))  # FSDP2 renames it
         self.record.update(
             status="running",
             started=_now(),
-            stage=f"{type(pl_module).__module__}.{type(pl_module).__name__}",
+            stage=f"{kind.__module__}.{kind.__name__}",
             data=manifest(),
             versions=versions(),
             machine={"processes": trainer.world_size, "device": str(trainer.strategy.root_device)},
