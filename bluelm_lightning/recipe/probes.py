@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch.nn.functional import cross_entropy
 
+from bluelm_lightning.components.text import LanguageModel
 from bluelm_lightning.components.vlm import VisionLanguageModel
 from bluelm_lightning.data.packing import choose_rows, pack
 from bluelm_lightning.errors import DataError
@@ -47,6 +48,8 @@ def document_scores(
     was = vlm.training
     vlm.eval()
     documents = list(_encoded(encoder, samples))
+    if isinstance(vlm, LanguageModel):
+        documents = [doc for doc in documents if not len(doc.tiles)]
     scores: dict[str, tuple[float, int, bool]] = {}
     for batch in _batches(documents):
         hidden = vlm(batch).flatten(0, 1)

@@ -1,0 +1,135 @@
+"""The recipe's parts: text, needles, probes, and runs that are kept."""
+
+import re
+
+import pytest
+import torch
+from tiny import question, tiny_encoder, tiny_vlm
+
+from bluelm_lightning.data.packing import pack
+from bluelm_lightning.errors import ConfigError
+from bluelm_lightning.recipe.corpus import docstrings
+from bluelm_lightning.recipe.needles import needle
+from bluelm_lightning.recipe.probes import document_scores, probe
+from bluelm_lightning.recipe.runs import Runs
+from bluelm_lightning.types import IGNORE
+
+HAYSTACK = ["one two three four five six seven", "eight nine ten"]
+
+
+def words(text: str) -> int:
+    return len(text.split())
+
+
+# ---------------------------------------------------------------- data
+def test_docstrings_of_a_module_are_in_one_split():
+    held_out = {sample.id.split(":")[0] for _, sample in zip(range(400), docstrings("test"))}
+    training = {sample.id.split(":")[0] for _, sample in zip(range(400), docstrings("train"))}
+    assert held_out
+    assert training
+    assert not held_out & training
+
+
+def test_every_answer_of_a_needle_stands_in_the_text_after_its_name():
+    sample = needle(HAYSTACK, 120, words, seed=3, needles=5, questions=4)
+    asked = [turn["content"] for turn in sample.messages[::2]]
+    told = dict(re.findall(r"the code of (\w+) is (\d+)\.", asked[0]))
+    names = [re.findall(r"the code of (\w+)\?", text)[0] for text in asked]
+    assert len(told) == 5
+    assert len(set(names)) == 4
+    assert [turn["content"] for turn in sample.messages[1::2]] == [told[name] for name in names]
+
+
+@pytest.mark.parametrize("depth", [0.0, 0.5, 1.0])
+def test_the_needle_asked_first_stands_at_its_depth(depth):
+    sample = needle(HAYSTACK, 300, words, seed=1, depth=depth)
+    text = sample.messages[0]["content"]
+    code = sample.messages[1]["content"]
+    assert text.index(f"is {code}.") / len(text) == pytest.approx(depth, abs=0.12)
+
+
+@pytest.mark.parametrize("tokens", [80, 400])
+def test_a_needle_is_as_long_as_asked(tokens):
+    sample = needle(HAYSTACK, tokens, words, seed=2)
+    assert tokens - 12 <= sum(words(turn["content"]) for turn in sample.messages) <= tokens
+
+
+# ---------------------------------------------------------------- probes
+def test_a_probe_scores_each_document_as_it_would_be_alone():
+    vlm, encoder = tiny_vlm(), tiny_encoder()
+    samples = [question(f"what is {n}?", "a red circle" * (n + 1), images=n % 2, id="same") for n in range(4)]
+    losses, right = document_scores(vlm, encoder, samples)
+    for sample, (loss, count), hit in zip(samples, losses, right):
+        doc = encoder(sample)
+        logits = vlm.eval()(pack([[doc]], len(doc), 0))[0] @ vlm.decoder.output_weight.T
+        kept = doc.labels != IGNORE
+        alone = torch.nn.functional.cross_entropy(logits[kept], doc.labels[kept], reduction="sum")
+        assert loss == pytest.approx(float(alone), rel=1e-5)
+        assert count == int(kept.sum())
+        assert hit == bool((logits[kept].argmax(-1) == doc.labels[kept]).all())
+    assert probe(vlm, encoder, samples).count == 4
+
+
+# ---------------------------------------------------------------- runs
+class Recorded(Runs):
+    """Notes the commands, and leaves what a run leaves."""
+
+    def __init__(self, root, data_key="d", fails=()):
+        super().__init__(root, data_key)
+        self.done, self.fails = [], fails
+
+    def _run(self, name, arguments):
+        self.done.append((name, arguments))
+        (self.root / name / "checkpoints").mkdir(parents=True, exist_ok=True)
+        (self.root / name / "checkpoints" / "last.ckpt").touch()
+        if name in self.fails:
+            raise ConfigError("killed")
+
+
+def chain(runs: Runs, option: str = "--data.seed=0") -> None:
+    runs.fit("a", "tiny/text.yaml", options=[option])
+    runs.fit("b", "tiny/joint.yaml", ["decoder={a}"])
+    runs.fit("other", "tiny/tower.yaml")
+
+
+def names(runs: Recorded) -> list[str]:
+    return [name for name, _ in runs.done]
+
+
+def test_a_second_call_runs_nothing(tmp_path):
+    chain(Recorded(tmp_path))
+    again = Recorded(tmp_path)
+    chain(again)
+    assert names(again) == []
+
+
+def test_a_change_runs_what_depends_on_it_again(tmp_path):
+    chain(Recorded(tmp_path))
+    changed, other_data = Recorded(tmp_path), Recorded(tmp_path, "other data")
+    chain(changed, "--data.seed=1")
+    assert names(changed) == ["a", "b"]
+    chain(other_data)
+    assert names(other_data) == ["a", "b", "other"]
+
+
+def test_a_run_that_was_killed_goes_on_from_its_checkpoint(tmp_path):
+    with pytest.raises(ConfigError, match="killed"):
+        chain(Recorded(tmp_path, fails=["b"]))
+    again = Recorded(tmp_path)
+    chain(again)
+    assert names(again) == ["b", "other"]
+    assert f"--ckpt_path={tmp_path}/b/checkpoints/last.ckpt" in again.done[0][1]
+    assert not any("--init_from" in text for text in again.done[0][1])
+
+
+def test_parents_are_handed_over_by_folder(tmp_path):
+    runs = Recorded(tmp_path)
+    chain(runs)
+    assert f"--init_from=decoder={tmp_path}/a/checkpoints/last.ckpt" in runs.done[1][1]
+
+
+def test_a_run_that_fails_says_why_and_is_not_done(tmp_path):
+    runs = Runs(tmp_path, "d")
+    with pytest.raises(ConfigError, match=r"the run a ended with exit code 2: .*typo.*a\.log"):
+        runs.fit("a", "tiny/text.yaml", options=["--data.typo=1"])
+    assert not (tmp_path / "a" / "done.key").exists()
