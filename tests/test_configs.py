@@ -42,7 +42,7 @@ def parents(tmp_path_factory):
 def with_own_parents(name: str, parents: Path) -> list[str]:
     if "distill" not in name:
         return []
-    pruned = [f"--model.vlm.decoder.checkpoint={parents}"] if "/pruned" in (PACKAGED / name).read_text() else []
+    pruned = [f"--model.vlm.decoder.checkpoint={parents}"] if "pruned  #" in (PACKAGED / name).read_text() else []
     return ["--model.teacher_weights=null", *pruned]
 
 
