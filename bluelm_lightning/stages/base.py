@@ -109,7 +109,8 @@ class Stage(L.LightningModule):
 
         Of this process's slice, where processes share a row.
         """
-        batch = self.vlm.slice_for(batch, getattr(self.trainer.strategy, "context_group", None))
+        strategy = getattr(self._trainer, "strategy", None)  # a stage computes its loss without a trainer too
+        batch = self.vlm.slice_for(batch, getattr(strategy, "context_group", None))
         hidden = (vlm or self.vlm)(batch)
         places = (batch.labels.flatten() != IGNORE).nonzero().flatten()
         return hidden.flatten(0, 1)[places], batch.labels.flatten()[places], batch.segments.flatten()[places]
