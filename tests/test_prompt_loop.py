@@ -10,7 +10,8 @@ from tiny import question, tiny_encoder, tiny_tokenizer
 
 from bluelm_lightning.data.budgets import BudgetRange
 from bluelm_lightning.data.ledger import PassRateLedger
-from bluelm_lightning.data.prompt_drawer import PromptPlan
+from bluelm_lightning.data.mixture import Mixture
+from bluelm_lightning.data.prompt_drawer import PromptDrawer, PromptPlan
 from bluelm_lightning.errors import ConfigError
 from bluelm_lightning.rl.policy_loss import PolicyLoss
 from bluelm_lightning.rl.rewards import Reward, RewardRouter
@@ -119,3 +120,15 @@ def test_a_resume_asks_the_same_prompts_and_refuses_other_ones(tmp_path):
         run("part", 6, PassRateLedger(low=0.3), ckpt_path=last)
     with pytest.raises(ConfigError, match=r"data\.refills: this run had 2 when it was saved and now has 1"):
         run("part", 6, ckpt_path=last, refills=1)
+
+
+def test_every_process_asks_every_source():
+    """Two equal sources alternate: by every second prompt, one process would see the first source alone."""
+    sources = [[question(f"{name} {n}", id=f"{name}{n}") for n in range(40)] for name in "ab"]
+    drawn = []
+    for rank in range(2):
+        drawer = PromptDrawer(sources, tiny_encoder(), Mixture([40, 40]), PromptPlan(), rank=rank, world_size=2)
+        drawn.append([asked.ref for asked in drawer.draw(30, BudgetRange())])
+    assert not set(drawn[0]) & set(drawn[1])
+    for refs in drawn:
+        assert 8 <= sum(ref.source for ref in refs) <= 22

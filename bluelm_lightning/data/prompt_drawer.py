@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from random import Random
 from typing import Any
 
+from bluelm_lightning.data.balance import hand_out
 from bluelm_lightning.data.budgets import BudgetRange
 from bluelm_lightning.data.encode import Encoder
 from bluelm_lightning.data.ledger import PassRateLedger
@@ -69,7 +70,7 @@ class PromptDrawer:
         plan: see :class:`PromptPlan`.
         thinking_shares: for each source, the share of prompts that ask for thinking; None = all.
         ledger: passes over prompts that teach nothing; None: every prompt is asked.
-        rank, world_size: this process takes every ``world_size``-th prompt.
+        rank, world_size: of every ``world_size`` prompts this process takes one, by no fixed place.
     """
 
     sources: Sequence[Source]
@@ -114,8 +115,10 @@ class PromptDrawer:
         if ref is None:  # every source has had its epochs
             self.mixture.renew()
             return None
+        turn, place = divmod(self.draws, self.world_size)
         self.draws += 1
-        return ref if self.draws % self.world_size == self.rank else None
+        (mine,) = hand_out(self.world_size, self.rank, self.world_size, f"{self.plan.seed}/{turn}")
+        return ref if place == mine else None
 
     def _chance(self) -> Random:
         return Random(f"ledger {self.plan.seed}/{self.draws}")

@@ -135,9 +135,10 @@ class Stage(L.LightningModule):
     def _log_means(self, phase: str, window: dict[str, tuple[Any, Any]]) -> None:
         means = {name: (total / count, int(count)) for name, (total, count) in window.items() if count}
         tokens = sum(count for _, count in means.values())
-        if not tokens:
+        if not tokens and (phase == "train" or self.trainer.world_size == 1):
             return
-        loss = sum(mean * count for mean, count in means.values()) / tokens
+        # a process without labelled tokens still takes part in the mean over processes, or the others would wait for it
+        loss = sum(mean * count for mean, count in means.values()) / max(tokens, 1)
         self.log(metrics.LOSS[phase], loss, batch_size=tokens, sync_dist=phase == "val")
         for name, (mean, count) in means.items():
             self.log(metrics.source_loss(phase, name), mean, batch_size=count)
