@@ -80,10 +80,10 @@ def measured(folder: Path) -> dict[str, Any]:
 
 
 def told(row: dict[str, Any]) -> str:
-    """One line for the terminal: the loss on text, the share of exact answers elsewhere."""
+    """One line for the terminal: the loss on text; elsewhere the share of exact answers, and the loss."""
     parts = [f"text loss {row['text']['loss']:.2f}"]
     parts += [
-        f"{name} {100 * score['exact']:.0f} %"
+        f"{name} {100 * score['exact']:.0f} % ({score['loss']:.2f})"
         for name, score in row.items()
         if name not in ("stage", "text") and score["count"]
     ]
