@@ -251,3 +251,13 @@ def test_ctrl_c_exits_130_and_is_in_the_lineage(project):
     assert process.wait(60) == 130
     assert "Traceback" not in rest
     assert json.loads(Path("runs/i/lineage.json").read_text())["status"] == "interrupted"
+
+
+def test_a_schedule_goes_on_where_the_parent_stood(finished, project, capsys):
+    last = finished / "checkpoints" / "last.ckpt"
+    inherits = "--model.schedule.start_step=inherit"
+    assert fit(project, f"--init_from={last}", "--run_dir=runs/heir", inherits) == 0
+    stood = torch.load(last, weights_only=True)["schedule"]["position"]
+    assert torch.load("runs/heir/checkpoints/last.ckpt", weights_only=True)["schedule"]["start"] == stood > 0
+    assert fit(project, "--run_dir=runs/orphan", inherits) == 2
+    assert "no --init_from names a checkpoint of a stage" in capsys.readouterr().err
