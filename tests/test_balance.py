@@ -6,7 +6,8 @@ import statistics
 import pytest
 from tiny_data import Talks, Texts, documents, flat, loader_of, take
 
-from bluelm_lightning.data.balance import choose_balanced, hand_out
+from bluelm_lightning.data.balance import choose_balanced
+from bluelm_lightning.data.mixture import hand_out
 from bluelm_lightning.data.packing import choose_rows
 
 

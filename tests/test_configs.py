@@ -42,7 +42,8 @@ def parents(tmp_path_factory):
 def with_own_parents(name: str, parents: Path) -> list[str]:
     if "distill" not in name:
         return []
-    pruned = [f"--model.vlm.decoder.checkpoint={parents}"] if "pruned  #" in (PACKAGED / name).read_text() else []
+    decoder = yaml.safe_load((PACKAGED / name).read_text())["model"]["init_args"]["vlm"]["init_args"]["decoder"]
+    pruned = [f"--model.vlm.decoder.checkpoint={parents}"] if "checkpoint" in decoder["init_args"] else []
     return ["--model.teacher_weights=null", *pruned]
 
 

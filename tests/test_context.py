@@ -1,8 +1,5 @@
 """Context parallelism on two processes: one row shared by both gives the losses and weights of one process."""
 
-import subprocess
-import sys
-from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -23,12 +20,7 @@ SCENARIOS = ["sgd", "untied", "muon", "distill"]
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory):
     folder = tmp_path_factory.mktemp("context")
-    script = Path(__file__).parent / "sharded_runs.py"
-    one = subprocess.run(
-        [sys.executable, str(script), str(folder), "1", "none", *SCENARIOS],
-        capture_output=True, text=True, timeout=200, check=False,
-    )  # fmt: skip
-    assert one.returncode == 0, one.stderr[-3000:]
+    run_processes("sharded_runs.py", str(folder), "1", "none", *SCENARIOS, folder=folder, count=1)
     run_processes("sharded_runs.py", str(folder), "2", "context", *SCENARIOS, folder=folder)
 
     def read(name: str, run: str):

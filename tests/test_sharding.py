@@ -1,9 +1,5 @@
 """Sharded weights (FSDP2) on two processes: the losses, weights and resumes of one process and of DDP."""
 
-import subprocess
-import sys
-from pathlib import Path
-
 import pytest
 import torch
 from lightning.pytorch.strategies import ModelParallelStrategy
@@ -24,12 +20,7 @@ RESUMED = ["tied", "muon", "distill", "dpo_pairs"]
 def runs(tmp_path_factory):
     """``runs(name, strategy, processes)`` -> losses of each step, checkpoint."""
     folder = tmp_path_factory.mktemp("sharded")
-    script = Path(__file__).parent / "sharded_runs.py"
-    one = subprocess.run(
-        [sys.executable, str(script), str(folder), "1", "none", *SCENARIOS],
-        capture_output=True, text=True, timeout=200, check=False,
-    )  # fmt: skip
-    assert one.returncode == 0, one.stderr[-3000:]
+    run_processes("sharded_runs.py", str(folder), "1", "none", *SCENARIOS, folder=folder, count=1)
     run_processes("sharded_runs.py", str(folder), "2", "ddp", *SCENARIOS, folder=folder)
     more = [*(f"{name}+resume" for name in RESUMED), "tied+from_ddp"]
     run_processes("sharded_runs.py", str(folder), "2", "fsdp", *SCENARIOS, *more, folder=folder)

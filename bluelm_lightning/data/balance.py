@@ -7,21 +7,8 @@ mixture, so their means agree within chance, and nothing need be sent or saved: 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from random import Random
 
 LOOKAHEAD = 4.0  # times the usual: the mean over what waits must change slowly
-
-
-def hand_out(count: int, rank: int, world_size: int, key: str) -> list[int]:
-    """Which of ``count`` samples, drawn in this order, a process takes; each sample goes to one.
-
-    Not every ``world_size``-th: a mixture alternates between its sources, and with two equal ones and an even number
-    of processes half of them would see nothing but the first source. ``key`` seeds the order.
-    """
-    order = list(range(count))
-    if world_size > 1:
-        Random(key).shuffle(order)
-    return sorted(order[rank::world_size])
 
 
 def choose_balanced(

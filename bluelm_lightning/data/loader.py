@@ -15,9 +15,9 @@ from typing import Any, Protocol
 
 import torch
 
-from bluelm_lightning.data.balance import LOOKAHEAD, choose_balanced, hand_out
+from bluelm_lightning.data.balance import LOOKAHEAD, choose_balanced
 from bluelm_lightning.data.fetch import SampleFetcher
-from bluelm_lightning.data.mixture import Mixture
+from bluelm_lightning.data.mixture import Mixture, hand_out
 from bluelm_lightning.data.packing import choose_rows, pack, split_text
 from bluelm_lightning.data.pairs import parts_of
 from bluelm_lightning.data.read_ahead import CHUNK, ReadAhead

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from copy import copy
+from random import Random
 from typing import Any
 
 import numpy as np
@@ -138,3 +139,15 @@ class Mixture:
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.credits, self.counts, self.rounds = list(state["credits"]), list(state["counts"]), state["rounds"]
+
+
+def hand_out(count: int, rank: int, world_size: int, key: str) -> list[int]:
+    """Which of ``count`` samples, drawn in this order, a process takes; each sample goes to one.
+
+    Not every ``world_size``-th: a mixture alternates between its sources, and with two equal ones and an even number
+    of processes half of them would see nothing but the first source. ``key`` seeds the order.
+    """
+    order = list(range(count))
+    if world_size > 1:
+        Random(key).shuffle(order)
+    return sorted(order[rank::world_size])

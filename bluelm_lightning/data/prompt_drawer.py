@@ -8,11 +8,10 @@ from dataclasses import dataclass, field
 from random import Random
 from typing import Any
 
-from bluelm_lightning.data.balance import hand_out
 from bluelm_lightning.data.budgets import BudgetRange
 from bluelm_lightning.data.encode import Encoder
 from bluelm_lightning.data.ledger import PassRateLedger
-from bluelm_lightning.data.mixture import Mixture
+from bluelm_lightning.data.mixture import Mixture, hand_out
 from bluelm_lightning.errors import ConfigError, DataError
 from bluelm_lightning.types import Prompt, Ref, Source
 

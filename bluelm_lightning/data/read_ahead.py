@@ -8,9 +8,8 @@ from typing import Any
 
 import torch
 
-from bluelm_lightning.data.balance import hand_out
 from bluelm_lightning.data.fetch import SampleFetcher, ShippedFetcher
-from bluelm_lightning.data.mixture import Mixture
+from bluelm_lightning.data.mixture import Mixture, hand_out
 from bluelm_lightning.types import Encoded, Ref, Skipped
 
 CHUNK = 16  # samples a worker encodes at a time; part of the order, so it does not depend on the number of workers

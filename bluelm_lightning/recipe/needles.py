@@ -35,7 +35,7 @@ def needle(
         seed: of everything.
         depth: place of the needle that is asked first, 0 = at the start, 1 = at the end; default: anywhere.
         needles: sentences hidden.
-        questions: asked, one after the other, in the order of `Random`.
+        questions: asked, one after the other, in random order.
     """
     rng = Random(f"needle {seed}")
     names = rng.sample(NAMES, needles)

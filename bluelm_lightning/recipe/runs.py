@@ -24,11 +24,10 @@ class Runs:
     Args:
         root: folder of all.
         data_key: of the data that the runs read; another key makes every run anew.
-        threads: of each run; default: torch's choice.
     """
 
-    def __init__(self, root: Path, data_key: str, threads: int | None = None) -> None:
-        self.root, self.data_key, self.threads = root, data_key, threads
+    def __init__(self, root: Path, data_key: str) -> None:
+        self.root, self.data_key = root, data_key
         self.keys: dict[Path, str] = {}
 
     def fit(self, name: str, config: str, parents: Sequence[str] = (), options: Sequence[str] = ()) -> Path:
@@ -85,8 +84,7 @@ class Runs:
     def _run(self, name: str, arguments: list[str]) -> None:
         self.root.mkdir(parents=True, exist_ok=True)
         log = self.root / f"{name}.log"
-        threads = {} if self.threads is None else {"OMP_NUM_THREADS": str(self.threads)}
-        environment = {**os.environ, "WANDB_MODE": "offline", "OMP_WAIT_POLICY": "PASSIVE", **threads}
+        environment = {**os.environ, "WANDB_MODE": "offline", "OMP_WAIT_POLICY": "PASSIVE"}
         module, *rest = arguments
         with open(log, "w") as out:
             command = [sys.executable, "-m", f"bluelm_lightning.cli.{module}", *rest]
