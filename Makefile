@@ -7,7 +7,7 @@ export WANDB_MODE ?= offline
 export HF_HUB_OFFLINE ?= 1
 export TOKENIZERS_PARALLELISM := false
 
-.PHONY: setup quickstart recipe test test-slow check clean
+.PHONY: setup quickstart recipe reproduce test test-slow check clean
 
 setup: .venv/installed
 
@@ -22,8 +22,12 @@ quickstart: setup
 recipe: setup
 	$(BIN)/python -m bluelm_lightning.recipe
 
+# The claims of the report, measured in miniature: hours, every run kept, a second call goes on.
+reproduce: setup
+	$(BIN)/python -m bluelm_lightning.reproduce
+
 test: setup
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile
 
 test-slow: setup .venv-vllm/installed
 	$(BIN)/python -m pytest -m slow --timeout 3600

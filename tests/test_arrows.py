@@ -37,6 +37,10 @@ ARROWS: dict[str, set[str] | None] = {  # room -> rooms it may import besides it
     "cli": None,
     "quickstart": None,
     "recipe": None,
+    "mixing": None,
+    "synthesis": None,
+    "inspection": BASE | {"data"},
+    "reproduce": None,
 }
 FORBIDDEN = {"data": {"lightning"}, "types": {"lightning"}, "errors": {"lightning", "torch"}}  # anywhere in a room
 # Imported in the function that uses them: seconds each, or missing where an extra is not installed.
