@@ -19,10 +19,8 @@ bluelm-data show shards/llava --run runs/sft --source easy_vqa --seed 7 --stats"
 
 def add(commands: Any) -> None:
     """Declare ``show`` among the commands of ``bluelm-data``."""
-    plain = argparse.RawTextHelpFormatter
-    show = commands.add_parser(
-        "show", help="show samples, tokens, tiles, statistics", description=_TEXT, formatter_class=plain
-    )
+    options = {"description": _TEXT, "formatter_class": argparse.RawTextHelpFormatter}
+    show = commands.add_parser("show", help="show samples, tokens, tiles, statistics", **options)
     show.add_argument("path", metavar="PATH", help="folder, .tar, glob or brace list")
     show.add_argument("--count", type=int, default=3, metavar="N", help="samples of each source to show (default 3)")
     show.add_argument("--source", metavar="NAME", help="samples of this source alone")

@@ -2,8 +2,8 @@
 
     ShardFolder --collect--> Inspection (views of samples, statistics by source, problems) --> terminal.py | page.py
 
-Drawing is written apart from the page of `callbacks.sample_page`: callbacks may import the records alone, so there is no
-room in which both could meet, and that page shows what a model wrote, this one what a model is given.
+Drawing is written apart from the page of `callbacks.sample_page`: callbacks may import the records alone, so there is
+no room in which both could meet; and that page shows what a model wrote, this one what a model is given.
 """
 
 from bluelm_lightning.inspection.collect import Inspection, collect

@@ -137,7 +137,5 @@ def collect(
             break
     if choice.source is not None and not found.num_read:
         names = ", ".join(sorted(folder.sources)) or "not listed in its manifest"
-        raise ConfigError(
-            f"{folder.path} has no sample of source {choice.source!r}; its sources are {names}", "--source"
-        )
+        raise ConfigError(f"{folder.path} has no sample of {choice.source!r}; its sources are {names}", "--source")
     return found

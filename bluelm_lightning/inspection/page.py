@@ -62,12 +62,9 @@ def _top(found: Inspection, title: str) -> Iterator[str]:
         yield f'<div class="warn"><ul>{"".join(f"<li>{_safe(line)}</li>" for line in problems)}</ul></div>\n'
     notes = found.reading.notes + ([NO_TOKENIZER] if found.reading.encoder is None else [])
     yield "".join(f'<p class="quiet">{_safe(note)}</p>' for note in notes)
-    names = sorted(found.statistics)
-    buttons = ['<button value="" aria-pressed="true">all sources</button>'] if len(names) > 1 else []
-    buttons += [
-        f'<button value="{_safe(name)}" aria-pressed="false">{_name(name)}</button>' for name in names if buttons
-    ]
-    yield f"<nav>{''.join(buttons)}<output></output></nav>\n"
+    buttons = [f'<button value="{_safe(name)}">{_name(name)}</button>' for name in sorted(found.statistics)]
+    choice = ['<button value="">all sources</button>', *buttons] if len(buttons) > 1 else []
+    yield f"<nav>{''.join(choice)}<output></output></nav>\n"
 
 
 def _name(source: str) -> str:
@@ -89,7 +86,8 @@ def _histograms(one: SourceStatistics) -> Iterator[str]:
 
 
 def _facts(facts: dict[str, str], kind: str = "facts") -> str:
-    return f'<dl class="{kind}">{"".join(f"<div><dt>{_safe(k)}</dt><dd>{_safe(v)}</dd></div>" for k, v in facts.items())}</dl>'
+    items = "".join(f"<div><dt>{_safe(key)}</dt><dd>{_safe(words)}</dd></div>" for key, words in facts.items())
+    return f'<dl class="{kind}">{items}</dl>'
 
 
 def _samples(found: Inspection) -> Iterator[str]:
@@ -122,9 +120,8 @@ def _turn(turn: TurnView, places: count[int]) -> str:
     if turn.role in ("system", "user", "text"):  # elsewhere a placeholder is plain text
         first, *others = said.split(escape(IMAGE))
         said = first + "".join(f'<span class="chip">picture {next(places)}</span>{other}' for other in others)
-    return (
-        f'<div class="turn"><div class="role">{turn.role}</div><div>{thought}<div class="said">{said}</div></div></div>'
-    )
+    text = f'{thought}<div class="said">{said}</div>'
+    return f'<div class="turn"><div class="role">{turn.role}</div><div>{text}</div></div>'
 
 
 def _document(view: DocumentView) -> str:

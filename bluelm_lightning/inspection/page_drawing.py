@@ -31,7 +31,7 @@ def figure(number: int, view: PictureView, data: bytes) -> str:
 
 
 def _tiled(view: PictureView, address: str) -> str:
-    """SVG in the picture's own pixels: padding, picture, cuts, and the number of each tile among the picture's tiles."""
+    """SVG in the picture's own pixels: padding, picture, cuts, and each tile's number among its tiles."""
     canvas, longer = view.canvas, max(view.canvas.width, view.canvas.height)
     shown = max(_ENLARGED, min(_SIDE, longer))  # px of the longer side
     unit = longer / shown  # picture pixels in a px of the page

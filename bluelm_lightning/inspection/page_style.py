@@ -11,7 +11,8 @@ STYLE = """
   --image-ink: #a3ccff; --warn: #3b2f10; --warn-ink: #ffd98a } }
 * { box-sizing: border-box }
 [hidden] { display: none !important }
-body { margin: 0; background: var(--ground); color: var(--ink); font: 15px/1.5 system-ui, "Segoe UI", Roboto, sans-serif;
+body { margin: 0; background: var(--ground); color: var(--ink);
+  font: 15px/1.5 system-ui, "Segoe UI", Roboto, sans-serif;
   overflow-wrap: anywhere }
 main { max-width: 72rem; margin: 0 auto; padding: 1.5rem 1rem 4rem }
 h1 { font-size: 1.5rem; line-height: 1.25; margin: 0 } h2 { font-size: 1.05rem; margin: 2rem 0 .75rem }
@@ -22,24 +23,29 @@ nav button { font: inherit; font-size: .87rem; color: var(--ink); background: va
   border: 1px solid var(--line); border-radius: 99px; padding: .25rem .8rem; cursor: pointer }
 nav button[aria-pressed=true] { background: var(--accent); border-color: var(--accent); color: var(--card) }
 nav output { color: var(--quiet); font-size: .87rem; margin-left: .25rem }
-.card { background: var(--card); border: 1px solid var(--line); border-radius: 12px; padding: 1rem; margin: 0 0 .9rem }
+.card { background: var(--card); border: 1px solid var(--line); border-radius: 12px; padding: 1rem;
+  margin: 0 0 .9rem }
 .warn { background: var(--warn); color: var(--warn-ink); border-radius: 8px; padding: .6rem .8rem; margin: .6rem 0;
   font-size: .87rem } .warn ul { margin: 0; padding-left: 1.1rem }
-.facts { display: grid; grid-template-columns: repeat(auto-fill, minmax(8.5rem, 1fr)); gap: .5rem 1rem; margin: .6rem 0 0 }
+.facts { display: grid; grid-template-columns: repeat(auto-fill, minmax(8.5rem, 1fr)); gap: .5rem 1rem;
+  margin: .6rem 0 0 }
 .facts.wide { grid-template-columns: minmax(0, 1fr) }
 dt { color: var(--quiet); font-size: .78rem } dd { margin: 0; white-space: pre-wrap }
-.bars { display: grid; grid-template-columns: repeat(auto-fill, minmax(9rem, 1fr)); gap: .9rem 1.2rem; margin-top: 1rem }
+.bars { display: grid; grid-template-columns: repeat(auto-fill, minmax(9rem, 1fr)); gap: .9rem 1.2rem;
+  margin-top: 1rem }
 .bars figure { margin: 0 } .bars svg { display: block; width: 100%; height: 3.6rem; fill: var(--accent) }
 .bars svg line { stroke: var(--line); stroke-width: 1; vector-effect: non-scaling-stroke }
 .bars figcaption { font-size: .78rem; color: var(--quiet); display: flex; justify-content: space-between; gap: .5rem }
 .head { display: flex; flex-wrap: wrap; gap: .2rem .6rem; align-items: baseline; margin-bottom: .6rem }
-.chip { font-size: .78rem; border-radius: 99px; padding: .05rem .55rem; background: var(--image); color: var(--image-ink) }
+.chip { font-size: .78rem; border-radius: 99px; padding: .05rem .55rem; background: var(--image);
+  color: var(--image-ink) }
 .body { display: flex; flex-wrap: wrap; gap: 1rem 1.4rem }
 .pictures { flex: 0 1 auto; display: flex; flex-wrap: wrap; gap: .8rem; align-content: flex-start; max-width: 100% }
 .pictures figure { margin: 0; max-width: 100% } .pictures svg { display: block; border-radius: 6px; height: auto;
   max-width: 100% }
 .pictures figcaption { font-size: .78rem; color: var(--quiet); margin-top: .3rem; max-width: 22rem }
-.under, .tile { fill: none; vector-effect: non-scaling-stroke } .under { stroke: #fff; stroke-opacity: .75; stroke-width: 3 }
+.under, .tile { fill: none; vector-effect: non-scaling-stroke } .under { stroke: #fff; stroke-opacity: .75;
+  stroke-width: 3 }
 .tile { stroke: #e0218a; stroke-width: 1.4 }
 .number { fill: #e0218a; stroke: #fff; paint-order: stroke; font-weight: 700; font-family: system-ui, sans-serif }
 .small image { image-rendering: pixelated }
@@ -49,14 +55,17 @@ dt { color: var(--quiet); font-size: .78rem } dd { margin: 0; white-space: pre-w
 .said { white-space: pre-wrap } .thought { white-space: pre-wrap; color: var(--quiet); font-style: italic;
   border-left: 3px solid var(--line); padding-left: .6rem; margin-bottom: .3rem }
 details { margin-top: .6rem } summary { cursor: pointer; font-size: .87rem; color: var(--quiet) }
-.tokens { font: 13px/1.75 ui-monospace, "SF Mono", Menlo, Consolas, "DejaVu Sans Mono", monospace; white-space: pre-wrap;
-  margin: .4rem 0 0; padding: .7rem .8rem; border: 1px solid var(--line); border-radius: 8px; background: var(--ground) }
+.tokens { font: 13px/1.75 ui-monospace, "SF Mono", Menlo, Consolas, "DejaVu Sans Mono", monospace;
+  white-space: pre-wrap;
+  margin: .4rem 0 0; padding: .7rem .8rem; border: 1px solid var(--line); border-radius: 8px;
+  background: var(--ground) }
 .tokens span, .key span { border-radius: 3px; box-shadow: inset 1px 0 0 var(--card) }
 .plain { color: var(--quiet) } .learnt { background: var(--learnt); color: var(--learnt-ink) }
 .special { color: var(--special-ink); background: var(--special) }
 .special.learnt { background: var(--learnt); color: var(--special-ink); text-decoration: underline }
 .image { color: var(--image-ink); background: var(--image) }
-.key { display: flex; flex-wrap: wrap; gap: .3rem .5rem; margin-top: .6rem; font-size: .87rem } .key span { padding: 0 .4rem }
+.key { display: flex; flex-wrap: wrap; gap: .3rem .5rem; margin-top: .6rem;
+  font-size: .87rem } .key span { padding: 0 .4rem }
 @media (max-width: 40rem) { .turn { grid-template-columns: minmax(0, 1fr) } .text { flex-basis: 100% } }
 """
 

@@ -41,10 +41,10 @@ class PictureView:
     format: str  # "PNG" | "JPEG" | "WEBP" | "?"
     width: int = 0  # pixels, upright
     height: int = 0
-    grid: Grid = Grid(1, 1)
+    grid: Grid = field(default=Grid(1, 1))
     tile_size: int = 0  # pixels
     thumbnail: bool = False  # one tile more, with the whole picture, before the others
-    canvas: Rect = Rect(0, 0, 0, 0)  # what all tiles cover together
+    canvas: Rect = field(default=Rect(0, 0, 0, 0))  # what all tiles cover together
     tiles: list[Rect] = field(default_factory=list)  # row by row, without the thumbnail
     problem: str = ""
 

@@ -59,9 +59,9 @@ class Reading:
     @cached_property
     def special(self) -> frozenset[int]:
         """Ids of the template's special tokens and of the tokenizer's own."""
-        return frozenset(
-            [*self.encoder.special.values(), *self.encoder.tokenizer.all_special_ids] if self.encoder else []
-        )
+        if self.encoder is None:
+            return frozenset()
+        return frozenset([*self.encoder.special.values(), *self.encoder.tokenizer.all_special_ids])
 
     @cached_property
     def _pairs(self) -> Callable[[Sample], Encoded]:

@@ -35,7 +35,7 @@ class SourceStatistics:
     values: dict[str, Counter[int]] = field(default_factory=dict)  # measure -> value -> samples
 
     def add(
-        self, sample: Sample, pictures: list[PictureView], documents: list[Encoded], row_tokens: int | None
+        self, sample: Sample, pictures: list[PictureView], documents: list[Encoded], row_tokens: int | None = None
     ) -> None:
         """Counts a sample.
 
@@ -99,9 +99,8 @@ def histogram(values: Counter[int]) -> list[Bar]:
     if not values:
         return []
     low, high = min(values), max(values)
-    width = next(
-        w for power in range(20) for w in (10**power, 2 * 10**power, 5 * 10**power) if (high - low) // w < _MOST_BARS
-    )
+    widths = (digit * 10**power for power in range(20) for digit in (1, 2, 5))
+    width = next(width for width in widths if (high - low) // width < _MOST_BARS)
     first = low // width
     counts = [0] * (high // width - first + 1)
     for value, count in values.items():
