@@ -35,7 +35,7 @@ def reading_of_stage(settings: str, is_run: bool, path: str) -> Reading:
     specs, data.specs, data.val_specs = data.specs, [], []
     data.prepare(cli.rehearsed)
     mine = [spec for spec in specs if spec.path and Path(spec.path).resolve() == Path(path).resolve()]
-    notes = [f"read as {type(cli.rehearsed).__name__} with {type(data).__name__} of {settings} reads it"]
+    notes = [f"read as {settings} reads it ({type(cli.rehearsed).__name__}, {type(data).__name__})"]
     share = mine[0].thinking_share if mine else None
     if share is not None:
         what = "asks for thinking" if isinstance(data, PromptDataModule) else "keeps the traces"

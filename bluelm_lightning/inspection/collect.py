@@ -64,6 +64,7 @@ class Inspection:
     problems: list[str] = field(default_factory=list)  # of shards, and the first of samples
     num_unreadable: int = 0  # samples that are damaged
     num_read: int = 0  # samples, damaged ones included; with a source, those of it
+    stopped: bool = False  # before the end: there was enough
 
     @property
     def num_unusable(self) -> int:
@@ -74,11 +75,10 @@ class Inspection:
     def counted(self) -> str:
         """Which samples the statistics speak of."""
         of = f" of source {self.choice.source}" if self.choice.source is not None else ""
-        if self.num_read == len(self.folder):
-            return f"all {self.num_read:,} samples"
-        if self.choice.source is not None and (self.choice.samples is None or self.num_read < self.choice.samples):
+        if self.num_read == len(self.folder) or (of and not self.stopped):
             return f"all {self.num_read:,} samples{of}"
-        how = "at even distances" if self.choice.source is None else "the first"
+        spread = not self.stopped and self.choice.seed is None
+        how = "at even distances" if spread else "the first"
         how = how if self.choice.seed is None else f"drawn with seed {self.choice.seed}"
         return f"{self.num_read:,} samples{of} out of {len(self.folder):,}, {how}"
 
@@ -134,6 +134,7 @@ def collect(
             found.add(item, shown[item.source] <= choice.count)
         enough = not choice.statistics and wanted and all(shown[name] >= choice.count for name in wanted)
         if enough or (choice.source is not None and found.num_read == choice.samples):
+            found.stopped = True
             break
     if choice.source is not None and not found.num_read:
         names = ", ".join(sorted(folder.sources)) or "not listed in its manifest"

@@ -15,7 +15,7 @@ from bluelm_lightning.data.chat import IMAGE
 from bluelm_lightning.inspection.collect import Inspection
 from bluelm_lightning.inspection.page_drawing import bars, figure
 from bluelm_lightning.inspection.page_style import SCRIPT, STYLE
-from bluelm_lightning.inspection.statistics import MEASURES, SourceStatistics
+from bluelm_lightning.inspection.statistics import SourceStatistics
 from bluelm_lightning.inspection.tokens import DocumentView, TokenView
 from bluelm_lightning.inspection.views import SampleView, TurnView
 from bluelm_lightning.inspection.words import (
@@ -23,19 +23,21 @@ from bluelm_lightning.inspection.words import (
     document_words,
     extra_words,
     fact_words,
+    measures_of,
     problem_words,
     total_words,
     visible,
 )
 
 _MOST_TOKENS = 4000  # spans of one document; a browser grows slow with more
+_LONG = 40  # characters of a fact that gets a line of its own
 _ALLOWED = b64encode(sha256(SCRIPT.encode()).digest()).decode()
 _POLICY = f"default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src 'sha256-{_ALLOWED}'"
 _KEY = {
     "learnt": "labelled, learnt",
     "plain": "not labelled",
     "special": "special token",
-    "image": "tokens of pictures",
+    "image": "image tokens",
 }
 
 
@@ -79,15 +81,16 @@ def _sources(found: Inspection) -> Iterator[str]:
 
 
 def _histograms(one: SourceStatistics) -> Iterator[str]:
-    for measure in MEASURES:
-        found = one.histogram(measure)
-        if found and (measure != "characters" or not one.values.get("tokens")):
-            yield bars(measure, found, one.median(measure))
+    for measure in measures_of(one):
+        yield bars(measure, one.histogram(measure), one.total(measure), one.median(measure))
 
 
-def _facts(facts: dict[str, str], kind: str = "facts") -> str:
-    items = "".join(f"<div><dt>{_safe(key)}</dt><dd>{_safe(words)}</dd></div>" for key, words in facts.items())
-    return f'<dl class="{kind}">{items}</dl>'
+def _facts(facts: dict[str, str]) -> str:
+    def item(name: str, words: str) -> str:
+        kind = ' class="long"' if len(words) > _LONG else ""
+        return f"<div{kind}><dt>{_safe(name)}</dt><dd>{_safe(words)}</dd></div>"
+
+    return f'<dl class="facts">{"".join(item(*fact) for fact in facts.items())}</dl>'
 
 
 def _samples(found: Inspection) -> Iterator[str]:
@@ -110,7 +113,7 @@ def _sample(view: SampleView) -> Iterator[str]:
     turns = "".join(_turn(turn, places) for turn in view.turns)
     documents = "".join(map(_document, view.documents))
     extra = extra_words(view)
-    facts = _facts(extra, "facts wide") if extra else ""
+    facts = _facts(extra) if extra else ""
     yield f'<div class="body">{pictures}<div class="text">{turns}{documents}{facts}</div></div>'
 
 
@@ -135,7 +138,7 @@ def _document(view: DocumentView) -> str:
 
 def _token(token: TokenView) -> str:
     if token.kind == "image":
-        return f'<span class="image">image x {len(token.ids):,}</span>'
+        return f'<span class="image">image&nbsp;x&nbsp;{len(token.ids):,}</span>'
     kind = [token.kind] * (token.kind == "special") + ["learnt" if token.labelled else "plain"]
     if kind == ["special", "plain"]:
         kind = ["special"]

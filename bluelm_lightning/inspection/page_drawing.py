@@ -56,10 +56,10 @@ def _box(rect: Rect) -> str:
     return f'x="{x}" y="{y}" width="{width}" height="{height}"'
 
 
-def bars(measure: str, histogram: list[Bar], median: int | None) -> str:
+def bars(measure: str, histogram: list[Bar], total: int, median: int | None) -> str:
     """A histogram of one measure over samples."""
     most, num = max(bar.count for bar in histogram), len(histogram)
-    step = 100 / max(num, 4)  # few bars are not drawn as walls
+    step = 100 / max(num, 8)  # few bars are not drawn as walls
     left = (100 - step * num) / 2
     out = []
     for place, bar in enumerate(histogram):
@@ -69,9 +69,10 @@ def bars(measure: str, histogram: list[Bar], median: int | None) -> str:
         box = f'{size} y="{_HEIGHT - height:.2f}" height="{height:.2f}"'
         out.append(f"<rect {box}><title>{values}: {bar.count:,} samples</title></rect>")
     low, high = histogram[0].low, histogram[-1].high
-    ends = f"<span>{low:,}</span><span>{high:,}</span>" if low != high else f"<span>all {low:,}</span>"
+    middle = f"<span>median {median:,}</span>"
+    ends = f"<span>{low:,}</span>{middle}<span>{high:,}</span>" if low != high else f"<span>all {low:,}</span>"
     return (
-        f"<figure><figcaption><span>{escape(measure)}</span><span>median {median:,}</span></figcaption>"
+        f"<figure><figcaption><b>{escape(measure)}</b><span>{total:,}</span></figcaption>"
         f'<svg viewBox="0 0 100 {_HEIGHT}" preserveAspectRatio="none" role="img" aria-label="{escape(measure)}">'
         f'{"".join(out)}<line x1="0" x2="100" y1="{_HEIGHT}" y2="{_HEIGHT}"/></svg>'
         f"<figcaption>{ends}</figcaption></figure>"

@@ -29,11 +29,13 @@ nav output { color: var(--quiet); font-size: .87rem; margin-left: .25rem }
   font-size: .87rem } .warn ul { margin: 0; padding-left: 1.1rem }
 .facts { display: grid; grid-template-columns: repeat(auto-fill, minmax(8.5rem, 1fr)); gap: .5rem 1rem;
   margin: .6rem 0 0 }
-.facts.wide { grid-template-columns: minmax(0, 1fr) }
+.facts .long { grid-column: 1 / -1 }
 dt { color: var(--quiet); font-size: .78rem } dd { margin: 0; white-space: pre-wrap }
 .bars { display: grid; grid-template-columns: repeat(auto-fill, minmax(9rem, 1fr)); gap: .9rem 1.2rem;
   margin-top: 1rem }
-.bars figure { margin: 0 } .bars svg { display: block; width: 100%; height: 3.6rem; fill: var(--accent) }
+.bars figure { margin: 0; max-width: 16rem } .bars b { color: var(--ink); font-weight: 600 }
+.bars span, .bars b { white-space: nowrap }
+.bars svg { display: block; width: 100%; height: 3.6rem; fill: var(--accent) }
 .bars svg line { stroke: var(--line); stroke-width: 1; vector-effect: non-scaling-stroke }
 .bars figcaption { font-size: .78rem; color: var(--quiet); display: flex; justify-content: space-between; gap: .5rem }
 .head { display: flex; flex-wrap: wrap; gap: .2rem .6rem; align-items: baseline; margin-bottom: .6rem }
@@ -52,7 +54,8 @@ dt { color: var(--quiet); font-size: .78rem } dd { margin: 0; white-space: pre-w
 .text { flex: 1 1 26rem; min-width: 0 }
 .turn { display: grid; grid-template-columns: 5.2rem minmax(0, 1fr); gap: .1rem .8rem; padding: .35rem 0 }
 .turn + .turn { border-top: 1px solid var(--line) } .role { color: var(--quiet); font-size: .87rem }
-.said { white-space: pre-wrap } .thought { white-space: pre-wrap; color: var(--quiet); font-style: italic;
+.said { white-space: pre-wrap } .said .chip { margin-right: .3rem }
+.thought { white-space: pre-wrap; color: var(--quiet); font-style: italic;
   border-left: 3px solid var(--line); padding-left: .6rem; margin-bottom: .3rem }
 details { margin-top: .6rem } summary { cursor: pointer; font-size: .87rem; color: var(--quiet) }
 .tokens { font: 13px/1.75 ui-monospace, "SF Mono", Menlo, Consolas, "DejaVu Sans Mono", monospace;
@@ -62,7 +65,7 @@ details { margin-top: .6rem } summary { cursor: pointer; font-size: .87rem; colo
 .tokens span, .key span { border-radius: 3px; box-shadow: inset 1px 0 0 var(--card) }
 .plain { color: var(--quiet) } .learnt { background: var(--learnt); color: var(--learnt-ink) }
 .special { color: var(--special-ink); background: var(--special) }
-.special.learnt { background: var(--learnt); color: var(--special-ink); text-decoration: underline }
+.special.learnt { background: var(--learnt); color: var(--special-ink); font-weight: 700 }
 .image { color: var(--image-ink); background: var(--image) }
 .key { display: flex; flex-wrap: wrap; gap: .3rem .5rem; margin-top: .6rem;
   font-size: .87rem } .key span { padding: 0 .4rem }

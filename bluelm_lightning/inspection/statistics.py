@@ -10,7 +10,7 @@ from bluelm_lightning.inspection.pictures import PictureView
 from bluelm_lightning.inspection.reading import is_preference, mode_of
 from bluelm_lightning.types import IGNORE, Encoded, Sample
 
-MEASURES = ("tokens", "labelled tokens", "tiles", "turns", "characters")  # of one sample, each an integer
+MEASURES = ("tokens", "labelled", "tiles", "turns", "characters")  # of one sample; labelled: tokens
 _MOST_BARS = 16
 
 
@@ -55,7 +55,7 @@ class SourceStatistics:
         }
         if documents:
             found["tokens"] = sum(map(len, documents))
-            found["labelled tokens"] = sum(int((document.labels != IGNORE).sum()) for document in documents)
+            found["labelled"] = sum(int((document.labels != IGNORE).sum()) for document in documents)
             self.image_tokens += sum(document.image_positions.numel() for document in documents)
             self.overlong += row_tokens is not None and found["tokens"] > row_tokens
         for name, value in found.items():
@@ -79,7 +79,7 @@ class SourceStatistics:
     def labelled_share(self) -> float | None:
         """Labelled tokens / tokens; None where there are none."""
         tokens = self.total("tokens")
-        return self.total("labelled tokens") / tokens if tokens else None
+        return self.total("labelled") / tokens if tokens else None
 
     def histogram(self, measure: str) -> list[Bar]:
         """See :func:`histogram`."""

@@ -7,7 +7,7 @@ from itertools import groupby
 from typing import TYPE_CHECKING
 
 from bluelm_lightning.inspection.collect import Inspection
-from bluelm_lightning.inspection.statistics import MEASURES, SourceStatistics
+from bluelm_lightning.inspection.statistics import SourceStatistics
 from bluelm_lightning.inspection.tokens import DocumentView, TokenView
 from bluelm_lightning.inspection.views import SampleView
 from bluelm_lightning.inspection.words import (
@@ -15,6 +15,7 @@ from bluelm_lightning.inspection.words import (
     document_words,
     extra_words,
     fact_words,
+    measures_of,
     picture_words,
     problem_words,
     total_words,
@@ -41,11 +42,11 @@ def print_inspection(found: Inspection, console: Console) -> None:
         for name, one in sorted(found.statistics.items()):
             console.print(Text("\n").join(_source(name, one)))
     else:
-        whole = found.folder.sources and found.choice.source is None
-        counts = found.folder.sources if whole else {name: one.samples for name, one in found.statistics.items()}
-        if not whole:
+        held = {name: count for name, count in found.folder.sources.items() if found.choice.source in (None, name)}
+        if not held:
             console.print(Text(f"sources of {found.counted}"))
-        for name, count in sorted(counts.items()):
+            held = {name: one.samples for name, one in found.statistics.items()}
+        for name, count in sorted(held.items()):
             console.print(Text(f"  {visible(name) or '(no name)'}: {count:,}"))
     for line in [*problem_words(found), *found.reading.notes]:
         console.print(Text(visible(line), "yellow"))
@@ -99,11 +100,12 @@ def _source(name: str, one: SourceStatistics) -> Iterator[Text]:
     yield Text(visible(name) or "(no name)", "bold")
     for fact, words in fact_words(one).items():
         yield Text(f"  {fact:<18}").append(visible(words))
-    for measure in MEASURES:
+    for measure in measures_of(one):
         bars = one.histogram(measure)
-        if bars:
-            ends = f"{bars[0].low:,} to {bars[-1].high:,}, median {one.median(measure):,}"
-            yield Text(f"  {measure:<18}").append(spark([bar.count for bar in bars]), "cyan").append(f"  {ends}")
+        ends = f"{bars[0].low:,} to {bars[-1].high:,}, median {one.median(measure):,}"
+        ends = f"all {bars[0].low:,}" if bars[0].low == bars[-1].high else ends
+        line = Text(f"  {measure:<18}{one.total(measure):,}  ")
+        yield line.append(spark([bar.count for bar in bars]), "cyan").append(f"  {ends}")
 
 
 def spark(counts: list[int]) -> str:

@@ -9,7 +9,7 @@ from typing import Any
 
 from bluelm_lightning.inspection.collect import Inspection
 from bluelm_lightning.inspection.pictures import PictureView
-from bluelm_lightning.inspection.statistics import SourceStatistics
+from bluelm_lightning.inspection.statistics import MEASURES, SourceStatistics
 from bluelm_lightning.inspection.tokens import DocumentView
 from bluelm_lightning.inspection.views import SampleView
 
@@ -37,8 +37,8 @@ def picture_words(view: PictureView) -> str:
 
 
 def document_words(view: DocumentView) -> str:
-    """``121 tokens, 30 labelled, 64 of pictures``."""
-    return f"{view.num_tokens:,} tokens, {view.num_labelled:,} labelled, {view.num_image:,} of pictures"
+    """``121 tokens, 30 labelled, 64 image tokens``."""
+    return f"{view.num_tokens:,} tokens, {view.num_labelled:,} labelled, {view.num_image:,} image tokens"
 
 
 def size_words(num_bytes: int) -> str:
@@ -49,11 +49,16 @@ def size_words(num_bytes: int) -> str:
 
 
 def count_words(counts: Counter[Any], most: int = 4) -> str:
-    """``thinking 75, non_thinking 25``; the rest is counted together."""
+    """``thinking: 75, non-thinking: 25``; the rest is counted together."""
     named = counts.most_common(most)
     rest = len(counts) - len(named)
-    words = [f"{' x '.join(map(str, key)) if isinstance(key, tuple) else key} {count:,}" for key, count in named]
-    return ", ".join(words + [f"{rest} others {counts.total() - sum(count for _, count in named):,}"] * bool(rest))
+    words = [f"{_key(key)}: {count:,}" for key, count in named]
+    others = f"{rest} others: {counts.total() - sum(count for _, count in named):,}"
+    return ", ".join([*words, others] if rest else words)
+
+
+def _key(key: Any) -> str:
+    return " x ".join(map(str, key)) if isinstance(key, tuple) else str(key).replace("_", "-")
 
 
 def extra_words(view: SampleView) -> dict[str, str]:
@@ -63,6 +68,13 @@ def extra_words(view: SampleView) -> dict[str, str]:
         text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=repr)
         extra[key] = text if len(text) <= _MOST_META else f"{text[:_MOST_META]}... ({len(text):,} characters)"
     return extra
+
+
+def measures_of(one: SourceStatistics) -> list[str]:
+    """The measures that say something: no tiles without pictures, characters only where there are no tokens."""
+    hidden = {"characters"} if one.values.get("tokens") else set()
+    hidden |= set() if one.sizes else {"tiles"}
+    return [measure for measure in MEASURES if one.values.get(measure) and measure not in hidden]
 
 
 def total_words(found: Inspection) -> str:
@@ -85,13 +97,10 @@ def fact_words(one: SourceStatistics) -> dict[str, str]:
     facts = {
         "samples": f"{one.samples:,}",
         "modes": count_words(one.modes),
-        "tokens": f"{one.total('tokens'):,}" if share is not None else "",
-        "labelled": f"{one.total('labelled tokens'):,} ({share:.1%})" if share is not None else "",
-        "of pictures": f"{one.image_tokens:,}" if share is not None else "",
-        "characters": f"{one.total('characters'):,}",
+        "labelled": f"{share:.1%} of the tokens" if share is not None else "",
+        "image tokens": f"{one.image_tokens:,}" if one.image_tokens else "",
         "pictures": f"{one.sizes.total():,}" if one.sizes else "none",
         "sizes": count_words(one.sizes),
-        "tiles": f"{one.total('tiles'):,}" if one.sizes else "",
         "unusable": f"{one.unusable:,}" if one.unusable else "",
         "longer than a row": f"{one.overlong:,}" if one.overlong else "",
     }
