@@ -107,10 +107,8 @@ def test_a_histogram_of_one_value_is_one_bar():
 # ---------------------------------------------------------------- the page as text
 def test_nothing_of_the_data_is_markup(tmp_path):
     evil = "<script>alert(1)</script>\"'><img src=x onerror=alert(2)>"
-    sample = question(
-        evil, evil, images=1, id=evil, source=evil, task=evil, answer=evil, meta={evil: evil, "n": [evil]}
-    )
-    sample.messages[-1]["thinking"] = evil
+    sample = question(evil, evil, images=1, id=evil, source=evil, task=evil, meta={evil: evil, "n": [evil]})
+    sample.answer = sample.messages[-1]["thinking"] = evil
     pair = preference(meta={"chosen": evil, "rejected": evil})
     page = render_page(collect(ShardFolder(write(tmp_path / "s", [sample, pair])), Reading(ENCODER), Choice()))
     parsed = Elements(page)

@@ -204,11 +204,11 @@ def test_damage_is_named_and_the_rest_is_shown(tmp_path):
     second = folder / "shard-000001.tar"
     second.write_bytes(second.read_bytes()[:-9000])
     third = (folder / "shard-000002.tar").read_bytes()
-    (folder / "shard-000002.tar").write_bytes(third.replace(b'"id": "s4"', b'"id": [ s4]'[:10]))
+    (folder / "shard-000002.tar").write_bytes(third.replace(b'"id": "s4"', b'"id": [s4]'))
     found = collect(ShardFolder(folder), READING, Choice(count=9))
     assert [view.id for view in found.views] == ["s0", "s1", "s5"]
     assert [line for line in found.problems if "shard-000001.tar: the tar is damaged" in line]
-    assert [line for line in found.problems if "shard-000002.tar:000004.json: is not JSON" in line]
+    assert [line for line in found.problems if "shard-000002.tar:" in line and ".json: is not JSON" in line]
     assert (found.num_unreadable, len(found.problems)) == (1, 2)
     out = shown(found)
     assert "1 samples cannot be read" in out
@@ -222,7 +222,9 @@ def test_damage_is_named_and_the_rest_is_shown(tmp_path):
 
 # ---------------------------------------------------------------- the terminal
 def test_tokens_in_the_terminal(tmp_path):
-    folder = ShardFolder(write(tmp_path / "s", [thinking(id="digits-7", answer="9")]))
+    sample = thinking(id="digits-7")
+    sample.answer = "9"
+    folder = ShardFolder(write(tmp_path / "s", [sample]))
     found = collect(folder, READING, Choice(statistics=False))
     out = shown(found)
     assert out.startswith("digits-7  source tiny  mode thinking\n  picture 0: 16 x 16 PNG, 8")
