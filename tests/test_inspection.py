@@ -165,7 +165,7 @@ def test_histograms_lose_nothing():
     values = Counter({n * n: n for n in range(1, 60)})
     bars = histogram(values)
     assert len(bars) <= 17
-    assert sum(bar.count for bar in bars) == values.total()
+    assert sum(bar.samples for bar in bars) == values.total()
     assert spark([0, 1, 100]) == " ▁█"
 
 

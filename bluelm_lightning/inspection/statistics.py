@@ -15,11 +15,11 @@ _MOST_BARS = 16
 
 
 class Bar(NamedTuple):
-    """``count`` samples have a value from ``low`` to ``high``, both included."""
+    """``samples`` have a value from ``low`` to ``high``, both included."""
 
     low: int
     high: int
-    count: int
+    samples: int
 
 
 @dataclass

@@ -105,7 +105,7 @@ def _source(name: str, one: SourceStatistics) -> Iterator[Text]:
         ends = f"{bars[0].low:,} to {bars[-1].high:,}, median {one.median(measure):,}"
         ends = f"all {bars[0].low:,}" if bars[0].low == bars[-1].high else ends
         line = Text(f"  {measure:<18}{one.total(measure):,}  ")
-        yield line.append(spark([bar.count for bar in bars]), "cyan").append(f"  {ends}")
+        yield line.append(spark([bar.samples for bar in bars]), "cyan").append(f"  {ends}")
 
 
 def spark(counts: list[int]) -> str:
