@@ -58,10 +58,10 @@ def _show(args: argparse.Namespace) -> None:
     page = Path(args.html)
     page.parent.mkdir(parents=True, exist_ok=True)
     page.write_text(render_page(found), encoding="utf-8")
+    console.print(f"{page}: {len(found.views)} samples")
     if args.stats:
         found.views.clear()  # they are on the page
         print_inspection(found, console)
-    console.print(f"{page}: {len(found.views)} samples")
 
 
 def _progress(numbers: Iterable[int]) -> Iterable[int]:

@@ -58,14 +58,13 @@ def _box(rect: Rect) -> str:
 
 def bars(measure: str, histogram: list[Bar], total: int, median: int | None) -> str:
     """A histogram of one measure over samples."""
-    most, num = max(bar.samples for bar in histogram), len(histogram)
-    step = 100 / max(num, 8)  # few bars are not drawn as walls
-    left = (100 - step * num) / 2
+    most, step = max(bar.samples for bar in histogram), 100 / len(histogram)
+    wide = min(step * 0.9, 12)  # one value is a bar, not a wall
     out = []
     for place, bar in enumerate(histogram):
         height = max(1.0, bar.samples / most * (_HEIGHT - 2)) if bar.samples else 0
         values = f"{bar.low:,}" if bar.low == bar.high else f"{bar.low:,} to {bar.high:,}"
-        size = f'x="{left + place * step + step * 0.06:.2f}" width="{step * 0.88:.2f}"'
+        size = f'x="{(place + 0.5) * step - wide / 2:.2f}" width="{wide:.2f}"'
         box = f'{size} y="{_HEIGHT - height:.2f}" height="{height:.2f}"'
         out.append(f"<rect {box}><title>{values}: {bar.samples:,} samples</title></rect>")
     low, high = histogram[0].low, histogram[-1].high

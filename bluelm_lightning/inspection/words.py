@@ -97,7 +97,7 @@ def fact_words(one: SourceStatistics) -> dict[str, str]:
     facts = {
         "samples": f"{one.samples:,}",
         "modes": count_words(one.modes),
-        "labelled": f"{share:.1%} of the tokens" if share is not None else "",
+        "labelled share": f"{share:.1%}" if share is not None else "",
         "image tokens": f"{one.image_tokens:,}" if one.image_tokens else "",
         "pictures": f"{one.sizes.total():,}" if one.sizes else "none",
         "sizes": count_words(one.sizes),
