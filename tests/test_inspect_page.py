@@ -3,6 +3,7 @@
 import io
 import re
 import shutil
+from collections import Counter
 from html.parser import HTMLParser
 
 import numpy as np
@@ -23,7 +24,7 @@ from bluelm_lightning.inspection.collect import Choice
 from bluelm_lightning.inspection.page import render_page
 from bluelm_lightning.inspection.page_drawing import bars, figure
 from bluelm_lightning.inspection.pictures import Tiling, view_picture
-from bluelm_lightning.inspection.statistics import Bar
+from bluelm_lightning.inspection.statistics import SourceStatistics
 from bluelm_lightning.types import Sample
 
 ENCODER = tiny_encoder(max_grid=2, thumbnail=True)
@@ -97,7 +98,7 @@ def test_a_broken_picture_is_a_sentence():
 
 
 def test_a_histogram_of_one_value_is_one_bar():
-    page = Elements(bars("turns", [Bar(2, 2, 5)], 10, 2))
+    page = Elements(bars("turns", SourceStatistics(values={"turns": Counter({2: 5})})))
     [bar] = page.all("rect")
     assert float(bar["x"]) > 30
     assert float(bar["width"]) < 40

@@ -82,7 +82,7 @@ def _sources(found: Inspection) -> Iterator[str]:
 
 def _histograms(one: SourceStatistics) -> Iterator[str]:
     for measure in measures_of(one):
-        yield bars(measure, one.histogram(measure), one.total(measure), one.median(measure))
+        yield bars(measure, one)
 
 
 def _facts(facts: dict[str, str]) -> str:

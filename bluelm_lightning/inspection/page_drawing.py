@@ -8,8 +8,8 @@ from html import escape
 from bluelm_lightning.data.tiling import PAD_VALUE
 from bluelm_lightning.errors import DataError
 from bluelm_lightning.inspection.pictures import PictureView, Rect, embedded
-from bluelm_lightning.inspection.statistics import Bar
-from bluelm_lightning.inspection.words import picture_words, visible
+from bluelm_lightning.inspection.statistics import SourceStatistics
+from bluelm_lightning.inspection.words import picture_words, range_words, visible
 
 _SIDE = 340  # px of the page that the longer side of a canvas takes at most
 _ENLARGED = 200  # px that a smaller canvas takes
@@ -56,8 +56,9 @@ def _box(rect: Rect) -> str:
     return f'x="{x}" y="{y}" width="{width}" height="{height}"'
 
 
-def bars(measure: str, histogram: list[Bar], total: int, median: int | None) -> str:
-    """A histogram of one measure over samples."""
+def bars(measure: str, one: SourceStatistics) -> str:
+    """A histogram of one measure over the samples of a source, with its sum."""
+    histogram = one.histogram(measure)
     most, step = max(bar.samples for bar in histogram), 100 / len(histogram)
     wide = min(step * 0.9, 12)  # one value is a bar, not a wall
     out = []
@@ -67,11 +68,9 @@ def bars(measure: str, histogram: list[Bar], total: int, median: int | None) -> 
         size = f'x="{(place + 0.5) * step - wide / 2:.2f}" width="{wide:.2f}"'
         box = f'{size} y="{_HEIGHT - height:.2f}" height="{height:.2f}"'
         out.append(f"<rect {box}><title>{values}: {bar.samples:,} samples</title></rect>")
-    low, high = histogram[0].low, histogram[-1].high
-    middle = f"<span>median {median:,}</span>"
-    ends = f"<span>{low:,}</span>{middle}<span>{high:,}</span>" if low != high else f"<span>all {low:,}</span>"
+    ends = "".join(f"<span>{words}</span>" for words in range_words(one, measure))
     return (
-        f"<figure><figcaption><b>{escape(measure)}</b><span>{total:,}</span></figcaption>"
+        f"<figure><figcaption><b>{escape(measure)}</b><span>{one.total(measure):,}</span></figcaption>"
         f'<svg viewBox="0 0 100 {_HEIGHT}" preserveAspectRatio="none" role="img" aria-label="{escape(measure)}">'
         f'{"".join(out)}<line x1="0" x2="100" y1="{_HEIGHT}" y2="{_HEIGHT}"/></svg>'
         f"<figcaption>{ends}</figcaption></figure>"

@@ -18,6 +18,7 @@ from bluelm_lightning.inspection.words import (
     measures_of,
     picture_words,
     problem_words,
+    range_words,
     total_words,
     visible,
 )
@@ -102,8 +103,8 @@ def _source(name: str, one: SourceStatistics) -> Iterator[Text]:
         yield Text(f"  {fact:<18}").append(visible(words))
     for measure in measures_of(one):
         bars = one.histogram(measure)
-        ends = f"{bars[0].low:,} to {bars[-1].high:,}, median {one.median(measure):,}"
-        ends = f"all {bars[0].low:,}" if bars[0].low == bars[-1].high else ends
+        low, *more = range_words(one, measure)
+        ends = f"{low} to {more[1]}, {more[0]}" if more else low
         line = Text(f"  {measure:<18}{one.total(measure):,}  ")
         yield line.append(spark([bar.samples for bar in bars]), "cyan").append(f"  {ends}")
 

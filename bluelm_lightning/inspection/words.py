@@ -77,6 +77,12 @@ def measures_of(one: SourceStatistics) -> list[str]:
     return [measure for measure in MEASURES if one.values.get(measure) and measure not in hidden]
 
 
+def range_words(one: SourceStatistics, measure: str) -> list[str]:
+    """Smallest value, median, largest; a single word where all are one: ``["24", "median 35", "53"]``, ``["all 2"]``."""
+    low, high = min(one.values[measure]), max(one.values[measure])
+    return [f"all {low:,}"] if low == high else [f"{low:,}", f"median {one.median(measure):,}", f"{high:,}"]
+
+
 def total_words(found: Inspection) -> str:
     """``300 samples in 1 shards, 0.4 MB``."""
     folder = found.folder
