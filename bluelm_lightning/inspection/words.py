@@ -78,7 +78,7 @@ def measures_of(one: SourceStatistics) -> list[str]:
 
 
 def range_words(one: SourceStatistics, measure: str) -> list[str]:
-    """Smallest value, median, largest; a single word where all are one: ``["24", "median 35", "53"]``, ``["all 2"]``."""
+    """Smallest value, median, largest: ``["24", "median 35", "53"]``; ``["all 2"]`` where there is one value."""
     low, high = min(one.values[measure]), max(one.values[measure])
     return [f"all {low:,}"] if low == high else [f"{low:,}", f"median {one.median(measure):,}", f"{high:,}"]
 
