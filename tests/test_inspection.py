@@ -16,8 +16,9 @@ from bluelm_lightning.errors import ConfigError, DataError
 from bluelm_lightning.inspection import Reading, ShardFolder, collect, view_of
 from bluelm_lightning.inspection.collect import Choice
 from bluelm_lightning.inspection.pictures import view_picture
-from bluelm_lightning.inspection.statistics import histogram
+from bluelm_lightning.inspection.statistics import SourceStatistics, histogram
 from bluelm_lightning.inspection.terminal import print_inspection, spark
+from bluelm_lightning.inspection.words import range_words
 from bluelm_lightning.types import IGNORE, Sample
 
 READING = Reading(tiny_encoder(max_grid=2, thumbnail=True))
@@ -167,6 +168,13 @@ def test_histograms_lose_nothing():
     assert len(bars) <= 17
     assert sum(bar.samples for bar in bars) == values.total()
     assert spark([0, 1, 100]) == " ▁█"
+
+
+def test_the_median_is_that_of_the_samples():
+    one = SourceStatistics(values={"turns": Counter({1: 5, 2: 6, 1900: 1}), "tiles": Counter({3: 2})})
+    assert (one.median("turns"), one.total("turns"), one.median("tokens")) == (2, 1917, None)
+    assert range_words(one, "turns") == ["1", "median 2", "1,900"]
+    assert range_words(one, "tiles") == ["all 3"]
 
 
 @pytest.mark.parametrize("size", [(16, 16), (1, 90), (40, 20), (33, 32)])
