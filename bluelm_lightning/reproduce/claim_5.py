@@ -1,6 +1,6 @@
 """Claim 5: looking up at eight times the length of pre-training.
 
-``python -m bluelm_lightning.reproduce.claim_5`` draws ``docs/needles.png`` from the figures in ``docs/reproduction.json``.
+``python -m bluelm_lightning.reproduce.claim_5`` draws ``docs/needles.png`` from ``docs/reproduction.json``.
 """
 
 from __future__ import annotations
