@@ -12,9 +12,10 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from functools import partial
+from math import isfinite
 from pathlib import Path
 
-from bluelm_lightning.errors import ConfigError
+from bluelm_lightning.errors import ConfigError, DataError
 from bluelm_lightning.reproduce.claim import ClaimFile, find_claims, row_of
 from bluelm_lightning.reproduce.figures import Figures, code_key
 from bluelm_lightning.reproduce.jobs import run_jobs, warm_up
@@ -84,6 +85,8 @@ def measure_all(claims: Sequence[ClaimFile], seeds: range, jobs: int, say: Calla
 def _measure(claim: ClaimFile, seed: int, figures: Figures, key: str) -> None:
     measured = claim.measure(Lab(ROOT), seed)
     print(measured, flush=True)
+    if not all(map(isfinite, (measured.ours, measured.baseline, measured.gain, *measured.details.values()))):
+        raise DataError(f"a figure is not finite: {measured}")
     figures.write(claim.number, seed, key, measured)
 
 

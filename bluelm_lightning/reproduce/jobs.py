@@ -83,10 +83,13 @@ def _last_line(log: Path, code: int) -> str:
 
 @contextmanager
 def locked(path: Path) -> Iterator[None]:
-    """Only one process at a time; a lock falls with the process that holds it."""
+    """Only one process at a time, by a folder or a file of its own; the lock falls with the process that holds it."""
     import fcntl
 
     path.parent.mkdir(parents=True, exist_ok=True)
-    with open(path, "w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
+    held = os.open(path, os.O_RDONLY if path.is_dir() else os.O_RDWR | os.O_CREAT)
+    try:
+        fcntl.flock(held, fcntl.LOCK_EX)
         yield
+    finally:
+        os.close(held)

@@ -42,7 +42,7 @@ def update(folder: Path, rows: dict[int, dict[str, Any]], files: Sequence[ClaimF
         The content of the JSON file.
     """
     keys = {str(file.number): code_key(file.path) for file in files}
-    with locked(folder / f".{JSON}.lock"):
+    with locked(folder):
         path = folder / JSON
         held = json.loads(path.read_text())["claims"] if path.is_file() else {}
         claims = {number: row for number, row in held.items() if row["key"] == keys.get(number)}
