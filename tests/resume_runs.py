@@ -60,7 +60,7 @@ RUNS: dict[str, dict] = {
 # Workers, validation and the trainer's epochs change nothing: these runs are held against one that has none of them.
 WHOLE = {name: name if run.get("world") or "accumulation" in name else "no worker" for name, run in RUNS.items()}
 WHOLE |= {name: "moving rows and shares" for name, run in RUNS.items() if run.get("moving")}
-WHOLE["resampled, two workers"] = "resampled"
+WHOLE |= dict.fromkeys(("resampled", "resampled, two workers"), "resampled")
 WHOLE |= dict.fromkeys(("killed in the second round", "saved at the end of rounds"), "killed in the second round")
 
 
@@ -80,7 +80,9 @@ class Diary(L.Callback):
 
 
 def fit(folder: Path, diary: str, kill_after: int | None = None, resume: bool = False, **run) -> None:
-    epochs, sources = run.get("epochs"), [Talks(40), Texts(25)]
+    ranks = run.get("world", 1)
+    size = ranks if run.get("resampled") else 1  # its samples have limits and must last
+    epochs, sources = run.get("epochs"), [Talks(40 * size), Texts(25 * size)]
     data = SFTDataModule(
         tokenizer=str(FOLDER / "tokenizer"),
         sources=[
@@ -96,7 +98,6 @@ def fit(folder: Path, diary: str, kill_after: int | None = None, resume: bool = 
     stage = SFTStage(tiny_vlm(config={"attention_dropout": 0.3}), AdamW(lr=1e-2), schedule)
     every = {"save_on_train_epoch_end": True} if run.get("every_round") else {"every_n_train_steps": 3}
     saver = ModelCheckpoint(folder / "saved", filename="last", save_top_k=1, enable_version_counter=False, **every)
-    ranks = run.get("world", 1)
     strategy = DDPStrategy(process_group_backend="gloo") if ranks > 1 else "auto"
     settings = {"max_steps": STEPS, "num_sanity_val_steps": 0, "log_every_n_steps": 1, **run.get("trainer", {})}
     trainer = L.Trainer(

@@ -31,12 +31,12 @@ class Asked(Diary):
         self.shares.append(sources.count("half") / max(len(sources), 1))
 
 
-def run(tmp_path, folder, steps, ahead=False, ledger=None, file=None, ckpt_path=None):
+def run(tmp_path, folder, steps, ahead=False, ledger=None, file=None, floor=0.1, ckpt_path=None):
     data_of(tmp_path)  # writes the tokenizer
     sources = [SourceSpec(source=Questions(12), name=name, weight=1.0) for name in ("solved", "half")]
     data = PromptDataModule(str(tmp_path / "tokenizer"), sources, prompts_per_step=4, ledger=ledger)
     stage = stage_of(rewards=RewardRouter({"half": Half()}), plan={"ahead": ahead})
-    resampling = KeyDataResampling(PassRateBand(floor=0.1), 2, file and str(file))
+    resampling = KeyDataResampling(PassRateBand(floor=floor), 2, file and str(file))
     asked = Asked()
     fit(stage, data, tmp_path / folder, steps, asked, resampling, ckpt_path=ckpt_path)
     return asked, resampling, data
@@ -57,9 +57,9 @@ def test_the_band_raises_the_share_of_prompts_that_teach_also_over_a_resume(tmp_
 
 def test_a_later_stage_begins_with_the_pass_rates_of_an_earlier_one(tmp_path):
     file = tmp_path / "ledger.npz"
-    run(tmp_path, "one", 3, file=file)
+    run(tmp_path, "one", 6, file=file)
     ledger = PassRateLedger(outside=0.02)
-    _, resampling, data = run(tmp_path, "two", 1, ledger=ledger, file=file)
+    _, resampling, data = run(tmp_path, "two", 1, ledger=ledger, file=file, floor=1.0)  # as many of each source
     assert resampling.resampler.ledger.stage == 1
     solved = {key for key, rate in resampling.resampler.known_rates().items() if rate == 1.0}
     assert {source for source, _ in solved} == {0}
