@@ -22,7 +22,7 @@ CLAIM = Claim(
 def measure(lab: Lab, seed: int) -> Measured:
     runs = lab.runs(seed)
     first = ladder.joint(lab, runs, "joint", ladder.WITH_TEXT)
-    options = [lab.sources(dict(ladder.WITH_TEXT)), *ladder.steps(ladder.ALIGN_STEPS + ladder.JOINT_STEPS)]
+    options = [lab.sources(ladder.WITH_TEXT), *ladder.steps(ladder.ALIGN_STEPS + ladder.JOINT_STEPS)]
     options.append(f"--model.optimizer.lr={ladder.JOINT_LR}")
     at_once = runs.fit("joint_at_once", "tiny/mini_joint.yaml", ["vision={tower}", "decoder={student}"], options)
     text, captions = ladder.scores(lab, first, "text", "digits_caption")

@@ -6,7 +6,7 @@ from bluelm_lightning.reproduce import ladder
 from bluelm_lightning.reproduce.claim import Claim, Measured
 from bluelm_lightning.reproduce.lab import Lab
 
-HALF = 80  # steps on reasoning, and as many on text and pictures
+HALF = ladder.REASON_STEPS // 2  # on reasoning, and as many on text and pictures
 
 CLAIM = Claim(
     number=4,
@@ -23,15 +23,11 @@ CLAIM = Claim(
 
 def measure(lab: Lab, seed: int) -> Measured:
     runs = lab.runs(seed)
-    ladder.align(lab, runs)
-    rate = f"--model.optimizer.lr={ladder.JOINT_LR}"
-    mix = {"arithmetic": 0.5, **{name: share / 2 for name, share in ladder.WITH_TEXT.items()}}
-    config, both = "tiny/mini_joint.yaml", 2 * HALF
-    inside = runs.fit("reason_inside", config, ["{align}"], [lab.sources(dict(mix)), *ladder.steps(both), rate])
-    first = [lab.sources({"arithmetic": 1.0}), *ladder.steps(HALF, both), rate]
-    runs.fit("reason_first", config, ["{align}"], first)
-    then = [lab.sources(dict(ladder.WITH_TEXT)), *ladder.steps(HALF, both), rate, "--model.schedule.start_step=inherit"]
-    before = runs.fit("reason_then", config, ["{reason_first}"], then)
+    inside = ladder.reason_inside(lab, runs)
+    config, plan = "tiny/mini_joint.yaml", [*ladder.steps(HALF, 2 * HALF), f"--model.optimizer.lr={ladder.JOINT_LR}"]
+    runs.fit("reason_first", config, ["{align}"], [lab.sources({"arithmetic": 1.0}), *plan])
+    plan.append("--model.schedule.start_step=inherit")
+    before = runs.fit("reason_then", config, ["{reason_first}"], [lab.sources(ladder.WITH_TEXT), *plan])
     (learnt,) = ladder.scores(lab, runs.root / "reason_first", "arithmetic")
     ours, text, captions = ladder.scores(lab, inside, "arithmetic", "text", "digits_caption")
     baseline, text_0, captions_0 = ladder.scores(lab, before, "arithmetic", "text", "digits_caption")

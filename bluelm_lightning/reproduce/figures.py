@@ -6,6 +6,7 @@ seed and the package's version. Not on the rest of the code: after a change of a
 
 from __future__ import annotations
 
+import ast
 import hashlib
 import json
 import os
@@ -26,13 +27,24 @@ def files_behind(path: Path) -> list[Path]:
     """A claim's file, what it imports from its own room, and the YAML files that these name, in a fixed order."""
     found, left = {path}, [path]
     while left:
-        text = left.pop().read_text(encoding="utf-8")
-        names = set(re.findall(r"bluelm_lightning\.reproduce\.(\w+)", text)) - _MACHINE
-        imported = [file for name in names if (file := path.parent / f"{name}.py").is_file()]
-        named = [file for name in re.findall(r"tiny/\w+\.yaml", text) if (file := _CONFIGS / name).is_file()]
-        left += (new := [file for file in (*imported, *named) if file not in found])
+        file = left.pop()
+        if file.suffix != ".py":
+            continue
+        text = file.read_text(encoding="utf-8")
+        imported = [own for name in _imports(text) if (own := path.parent / f"{name}.py").is_file()]
+        named = [own for name in re.findall(r"tiny/\w+\.yaml", text) if (own := _CONFIGS / name).is_file()]
+        left += (new := [own for own in (*imported, *named) if own not in found])
         found |= set(new)
     return sorted(found)
+
+
+def _imports(text: str) -> set[str]:
+    """Files of this room that a file imports; words that are none do no harm."""
+    nodes = [node for node in ast.walk(ast.parse(text)) if isinstance(node, ast.ImportFrom)]
+    own = [node for node in nodes if (node.module or "").startswith("bluelm_lightning.reproduce")]
+    return {
+        name for node in own for name in (str(node.module).split(".")[-1], *(a.name for a in node.names))
+    } - _MACHINE
 
 
 def code_key(path: Path) -> str:

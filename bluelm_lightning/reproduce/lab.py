@@ -6,7 +6,7 @@ import hashlib
 import importlib
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -39,7 +39,7 @@ class Lab:
 
         return load_run(folder)
 
-    def sources(self, sources: dict[str, dict[str, Any] | float]) -> str:
+    def sources(self, sources: Mapping[str, dict[str, Any] | float]) -> str:
         """The option that mixes training sources of the recipe by name: ``{"text": 0.4, "digits_sum": {"epochs": 3}}``.
 
         A number is a share of the tokens; a dictionary holds keys of a source in YAML.

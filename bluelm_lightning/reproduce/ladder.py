@@ -6,14 +6,16 @@ Our sizes: decoders of 0.5M (teacher) and 0.2M parameters, rows of 256 tokens, 1
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from bluelm_lightning.recipe.probes import Probe, probe
 from bluelm_lightning.reproduce.lab import Lab, LabRuns
 
-ALIGN_STEPS, JOINT_STEPS = 30, 100
+ALIGN_STEPS, JOINT_STEPS, REASON_STEPS = 30, 100, 160
 JOINT_LR = 2e-3
-WITH_TEXT = {"text": 0.4, "digits_caption": 0.6}  # the report: 40 % text
+WITH_TEXT: dict[str, float] = {"text": 0.4, "digits_caption": 0.6}  # the report: 40 % text
 
 
 def steps(number: int, horizon: int | None = None) -> list[str]:
@@ -44,11 +46,19 @@ def align(lab: Lab, runs: LabRuns) -> Path:
     return runs.fit("align", "tiny/mini_joint.yaml", ["vision={tower}", "decoder={student}"], options)
 
 
-def joint(lab: Lab, runs: LabRuns, name: str, sources: dict[str, float]) -> Path:
+def joint(lab: Lab, runs: LabRuns, name: str, sources: Mapping[str, dict[str, Any] | float]) -> Path:
     """Everything unfrozen, after the adapter alone."""
     align(lab, runs)
-    options = [lab.sources(dict(sources)), *steps(JOINT_STEPS), f"--model.optimizer.lr={JOINT_LR}"]
+    options = [lab.sources(sources), *steps(JOINT_STEPS), f"--model.optimizer.lr={JOINT_LR}"]
     return runs.fit(name, "tiny/mini_joint.yaml", ["{align}"], options)
+
+
+def reason_inside(lab: Lab, runs: LabRuns) -> Path:
+    """Everything unfrozen, after the adapter alone; half of the tokens are sums with their steps."""
+    align(lab, runs)
+    mix = {"arithmetic": 0.5, **{name: share / 2 for name, share in WITH_TEXT.items()}}
+    options = [lab.sources(mix), *steps(REASON_STEPS), f"--model.optimizer.lr={JOINT_LR}"]
+    return runs.fit("reason_inside", "tiny/mini_joint.yaml", ["{align}"], options)
 
 
 def scores(lab: Lab, folder: Path, *names: str) -> list[Probe]:
