@@ -1,0 +1,116 @@
+"""Proxies trained and measured, and the proposal made of them."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from bluelm_lightning.errors import DataError
+from bluelm_lightning.mixing.design import near, spread
+from bluelm_lightning.mixing.plan import HeldOut, MixPlan, StageSources
+from bluelm_lightning.mixing.propose import Proposal, propose
+from bluelm_lightning.recipe.runs import Runs
+from bluelm_lightning.types import Sample
+
+
+class Proxies:
+    """Trains a proxy a mixture, and scores it; a finished one is neither run nor scored again.
+
+    Args:
+        plan: see :class:`MixPlan`.
+        runs: where; default: ``plan.out``.
+    """
+
+    def __init__(self, plan: MixPlan, runs: Runs | None = None) -> None:
+        self.plan, self.sources = plan, StageSources(plan.stage, plan.unit)
+        self.runs = runs or Runs(Path(plan.out), self.sources.key(plan.parents))
+        self.samples = {str(held.name): held_out_samples(held) for held in plan.held_out}
+
+    def folder(self, shares: np.ndarray) -> Path:
+        """The run folder of a mixture float[K], trained if it is not there."""
+        sources = json.dumps(self.sources.at(shares))
+        name = f"proxy-{hashlib.sha256(sources.encode()).hexdigest()[:10]}"
+        settings = {**self.plan.settings, "data.sources": sources}
+        options = [f"--{key}={_spelled(value)}" for key, value in settings.items()]
+        return self.runs.fit(name, str(self.sources.config), self.plan.parents, options)
+
+    def losses(self, shares: np.ndarray) -> np.ndarray:
+        """float[H], held-out losses of the proxy of a mixture float[K], in nats."""
+        folder = self.folder(shares)
+        return np.array(list(scored(folder, self.samples).values()))
+
+
+def held_out_samples(held: HeldOut) -> list[Sample]:
+    """``count`` samples, evenly over the set."""
+    from bluelm_lightning.data.shards import ShardSource
+
+    source = ShardSource(held.path)
+    count = min(held.count, len(source))
+    return [source[number * len(source) // count] for number in range(count)]
+
+
+def scored(folder: Path, sets: dict[str, list[Sample]]) -> dict[str, float]:
+    """Mean loss over the labelled tokens of each set, in nats; kept in the run's folder."""
+    key = (folder / "done.key").read_text() + hashlib.sha256(repr(sets).encode()).hexdigest()
+    note = folder / "held_out.json"
+    if note.is_file() and (held := json.loads(note.read_text()))["key"] == key:
+        return held["losses"]
+    from bluelm_lightning.cli.load import load_run
+    from bluelm_lightning.recipe.probes import probe
+
+    stage, data = load_run(folder)
+    losses = {}
+    for name, samples in sets.items():
+        score = probe(stage.vlm, data.encoder, samples)
+        if not score.count:
+            raise DataError("no sample of it can be read by the stage's model; choose another set", f"held_out {name}")
+        losses[name] = score.loss
+    note.write_text(json.dumps({"key": key, "losses": losses}))
+    return losses
+
+
+def explore(proxies: Proxies, say: Callable[[str], None]) -> tuple[np.ndarray, np.ndarray]:
+    """Trains both rounds: shares float[N, K] and held-out losses float[N, H]."""
+    plan, count = proxies.plan, len(proxies.sources.names)
+    shares = spread(plan.first, count, plan.smallest, plan.seed)
+    losses = np.array([_told(proxies, row, number, plan.first + plan.later, say) for number, row in enumerate(shares)])
+    if plan.later:
+        best = propose(shares, losses, [held.weight for held in plan.held_out], plan.resamples, plan.seed).shares
+        around = near(best, plan.later, plan.smallest, plan.seed)
+        more = [_told(proxies, row, plan.first + n, plan.first + plan.later, say) for n, row in enumerate(around)]
+        shares, losses = np.vstack([shares, around]), np.vstack([losses, more])
+    return shares, losses
+
+
+def _told(proxies: Proxies, shares: np.ndarray, number: int, total: int, say: Callable[[str], None]) -> np.ndarray:
+    losses = proxies.losses(shares)
+    mixture = "  ".join(f"{name} {share:.3f}" for name, share in zip(proxies.sources.names, shares))
+    found = "  ".join(f"{name} {loss:.3f}" for name, loss in zip(proxies.samples, losses))
+    say(f"proxy {number + 1} of {total}: {mixture} -> {found}")
+    return losses
+
+
+def run_mixing(plan: MixPlan, say: Callable[[str], None] = print, runs: Runs | None = None) -> dict[str, Any]:
+    """Everything that ``bluelm-mix`` does; returns what it writes to ``mixture.json``. ``runs``: as for `Proxies`.
+
+    The proposed mixture is trained as one more proxy, so that its predicted loss stands beside a measured one.
+    """
+    from bluelm_lightning.mixing.report import write_report
+
+    proxies = Proxies(plan, runs)
+    shares, losses = explore(proxies, say)
+    weights = [held.weight for held in plan.held_out]
+    proposal: Proposal = propose(shares, losses, weights, plan.resamples, plan.seed)
+    measured = _told(proxies, proposal.shares, len(shares), len(shares) + 1, say)
+    return write_report(plan, proxies, shares, losses, proposal, measured)
+
+
+def _spelled(value: Any) -> str:
+    """A value as on the command line; braces doubled, since Runs reads ``{NAME}`` as the folder of a run."""
+    text = value if isinstance(value, str) else json.dumps(value)
+    return text.replace("{", "{{").replace("}", "}}")
