@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,7 @@ import numpy as np
 from bluelm_lightning.errors import DataError
 from bluelm_lightning.mixing.design import near, spread
 from bluelm_lightning.mixing.plan import HeldOut, MixPlan, StageSources
-from bluelm_lightning.mixing.propose import Proposal, propose
+from bluelm_lightning.mixing.propose import propose
 from bluelm_lightning.recipe.runs import Runs
 from bluelm_lightning.types import Sample
 
@@ -74,25 +74,33 @@ def scored(folder: Path, sets: dict[str, list[Sample]]) -> dict[str, float]:
     return losses
 
 
-def explore(proxies: Proxies, say: Callable[[str], None]) -> tuple[np.ndarray, np.ndarray]:
-    """Trains both rounds: shares float[N, K] and held-out losses float[N, H]."""
-    plan, count = proxies.plan, len(proxies.sources.names)
-    shares = spread(plan.first, count, plan.smallest, plan.seed)
-    losses = np.array([_told(proxies, row, number, plan.first + plan.later, say) for number, row in enumerate(shares)])
-    if plan.later:
-        best = propose(shares, losses, [held.weight for held in plan.held_out], plan.resamples, plan.seed).shares
-        around = near(best, plan.later, plan.smallest, plan.seed)
-        more = [_told(proxies, row, plan.first + n, plan.first + plan.later, say) for n, row in enumerate(around)]
-        shares, losses = np.vstack([shares, around]), np.vstack([losses, more])
+def explore(
+    score: Callable[[np.ndarray], np.ndarray],
+    count: int,
+    weights: Sequence[float],
+    first: int,
+    later: int,
+    smallest: float,
+    resamples: int = 200,
+    seed: int = 0,
+) -> tuple[np.ndarray, np.ndarray]:
+    """Both rounds: mixtures spread over all, then mixtures around the minimum that these predict.
+
+    Args:
+        score: shares float[K] -> held-out losses float[H], in nats: trains a proxy.
+        count: K, sources.
+        weights: float[H], of the held-out losses.
+        first, later, smallest, resamples, seed: see :class:`MixPlan`.
+
+    Returns:
+        Shares float[N, K] and losses float[N, H]; the first row is uniform.
+    """
+    shares = spread(first, count, smallest, seed)
+    losses = np.array([score(row) for row in shares])
+    if later:
+        around = near(propose(shares, losses, weights, resamples, seed).shares, later, smallest, seed)
+        shares, losses = np.vstack([shares, around]), np.vstack([losses, [score(row) for row in around]])
     return shares, losses
-
-
-def _told(proxies: Proxies, shares: np.ndarray, number: int, total: int, say: Callable[[str], None]) -> np.ndarray:
-    losses = proxies.losses(shares)
-    mixture = "  ".join(f"{name} {share:.3f}" for name, share in zip(proxies.sources.names, shares))
-    found = "  ".join(f"{name} {loss:.3f}" for name, loss in zip(proxies.samples, losses))
-    say(f"proxy {number + 1} of {total}: {mixture} -> {found}")
-    return losses
 
 
 def run_mixing(plan: MixPlan, say: Callable[[str], None] = print, runs: Runs | None = None) -> dict[str, Any]:
@@ -102,12 +110,18 @@ def run_mixing(plan: MixPlan, say: Callable[[str], None] = print, runs: Runs | N
     """
     from bluelm_lightning.mixing.report import write_report
 
-    proxies = Proxies(plan, runs)
-    shares, losses = explore(proxies, say)
-    weights = [held.weight for held in plan.held_out]
-    proposal: Proposal = propose(shares, losses, weights, plan.resamples, plan.seed)
-    measured = _told(proxies, proposal.shares, len(shares), len(shares) + 1, say)
-    return write_report(plan, proxies, shares, losses, proposal, measured)
+    proxies, weights = Proxies(plan, runs), [held.weight for held in plan.held_out]
+
+    def score(mixture: np.ndarray) -> np.ndarray:
+        losses = proxies.losses(mixture)
+        parts = "  ".join(f"{name} {share:.3f}" for name, share in zip(proxies.sources.names, mixture))
+        say(parts + " -> " + "  ".join(f"{name} {loss:.3f}" for name, loss in zip(proxies.samples, losses)))
+        return losses
+
+    rounds = (plan.first, plan.later, plan.smallest, plan.resamples, plan.seed)
+    shares, losses = explore(score, len(proxies.sources.names), weights, *rounds)
+    proposal = propose(shares, losses, weights, plan.resamples, plan.seed)
+    return write_report(plan, proxies, shares, losses, proposal, score(proposal.shares))
 
 
 def _spelled(value: Any) -> str:
