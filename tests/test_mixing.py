@@ -188,6 +188,13 @@ def test_the_fragment_goes_behind_the_stage(mixed):
     assert (Path(plan.out) / "mixture.png").read_bytes().startswith(b"\x89PNG")
 
 
+def test_the_packaged_example_is_sound():
+    plan = read_settings(MixPlan, "mix/sft.yaml")
+    names = StageSources(plan.stage, plan.unit).names
+    assert plan.first + plan.later >= len(names) + 2
+    assert [s["weight"] for s in StageSources(plan.stage, plan.unit).at([0.1, 0.2, 0.3, 0.4])] == [0.1, 0.2, 0.3, 0.4]
+
+
 def test_other_shards_are_other_proxies(project):
     sources = StageSources(str(project / "stage.yaml"), "tokens")
     before = sources.key([])

@@ -19,7 +19,7 @@ class Question:
     """One question.
 
     Args:
-        key: ``source/number`` and, of a rewritten one, ``~`` and its number: the same in every run of a plan.
+        key: ``0/source/number`` and, of a rewritten one, ``~`` and its number: the same in every run of a plan.
         seed: of the sampling.
         sample: the conversation, with its reference answer.
     """
@@ -84,7 +84,7 @@ class QuestionList:
             sample = self.sources[source][index]
             if not can_be_asked(sample) and not _ends_with_user(sample):
                 raise DataError("is no conversation with a question; choose other shards", sample.where)
-            key = f"{self.sources[source].name}/{index}"
+            key = f"{source}/{self.sources[source].name}/{index}"
             yield Question(key, self._seed(key), sample)
 
     def _seed(self, key: str) -> int:

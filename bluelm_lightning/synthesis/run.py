@@ -71,14 +71,11 @@ def synthesize(plan: SynthesisPlan, say: Callable[[str], None] = print) -> dict[
             tallies[asked.question.sample.task or asked.question.sample.source].add(asked, chosen)
             for place, band in chosen.kept:
                 yield trace(asked, place, band, chosen, provenance)
-
-    out = Path(plan.out)
-    try:
-        write_shards(kept(), out / "shards", on_error="raise", overwrite=True)
-    finally:
-        report = _report(answers, tallies, provenance)
-        out.mkdir(parents=True, exist_ok=True)
+        report.update(_report(answers, tallies, provenance))  # before the shards are closed: there may be no trace
         (out / "report.json").write_text(json.dumps(report, indent=1, ensure_ascii=False) + "\n")
+
+    out, report = Path(plan.out), dict[str, Any]()
+    write_shards(kept(), out / "shards", on_error="raise", overwrite=True)
     return report
 
 
