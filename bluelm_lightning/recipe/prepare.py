@@ -82,14 +82,20 @@ def _measure(root: Path) -> Callable[[str], int]:
 
 def prepare(root: Path) -> dict[str, int]:
     """Write ``root/data/NAME`` for every source and ``root/tokenizer``; returns samples by name."""
-    sums = (text for sample in arithmetic("train", 400, seed=5, thinking=True) for text in _texts(sample))
-    train_tokenizer([*_haystack("train")[::5], *sums], VOCAB_SIZE, root / "tokenizer")
+    write_tokenizer(root)
     names = list(training_sources(root))
     with ProcessPoolExecutor(max_workers=min(4, os.cpu_count() or 1)) as pool:
-        return dict(zip(names, pool.map(partial(_write, root=root), names)))
+        return dict(zip(names, pool.map(partial(write_source, root=root), names)))
 
 
-def _write(name: str, root: Path) -> int:
+def write_tokenizer(root: Path) -> None:
+    """Train ``root/tokenizer`` on the recipe's text and sums."""
+    sums = (text for sample in arithmetic("train", 400, seed=5, thinking=True) for text in _texts(sample))
+    train_tokenizer([*_haystack("train")[::5], *sums], VOCAB_SIZE, root / "tokenizer")
+
+
+def write_source(name: str, root: Path) -> int:
+    """Write ``root/data/NAME`` anew; returns the number of samples."""
     samples = (replace(sample, source=name) for sample in training_sources(root)[name])
     return write_shards(samples, root / "data" / name, overwrite=True)["written"]
 
