@@ -28,11 +28,12 @@ def test_each_reply_is_kept_or_dropped_for_one_reason():
     replies = [
         said("7", True, "a"), said("8", False), said("7", True, "a"), said("7", True, "b"), said("7", True, "c", 50),
         said(None, False, finished=False), said("7", True, None), said("7", True, "d", 200), said("7", True, "e"),
+        said("<think>7", True, "f"),
     ]  # fmt: skip
     bands = [Band("short", most=20, keep=2), Band("long", least=40, most=100)]
     chosen = choose(replies, thinking=True, agreement=0.0, bands=bands)
     assert chosen.kept == [(0, "short"), (3, "short"), (4, "long")]
-    wanted = {"wrong": 1, "duplicate": 1, "unfinished": 1, "form": 1, "length": 1, "surplus": 1}
+    wanted = {"wrong": 1, "duplicate": 1, "unfinished": 1, "form": 2, "length": 1, "surplus": 1}
     assert dict(chosen.dropped) == wanted
     assert len(chosen.kept) + chosen.dropped.total() == len(replies)
 

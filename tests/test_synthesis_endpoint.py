@@ -134,7 +134,7 @@ def test_requests_run_side_by_side():
 
 
 def test_pictures_and_instructions_travel_in_their_places():
-    with chat_server(lambda number, body: "<think>red</think>a circle") as (url, seen):
+    with chat_server(lambda number, body: "<think>red</think>a circle\ud800") as (url, seen):
         engine = EndpointEngine(url, "m", instruction="be brief", extra={"top_k": 3})
         sample = question("what is it?", images=1)
         sample.messages[0]["content"] = "look: <image>what is it?"
@@ -145,7 +145,7 @@ def test_pictures_and_instructions_travel_in_their_places():
     assert kinds == ["text", "image_url", "text"]
     assert user["content"][1]["image_url"]["url"].startswith("data:image/png;base64,")
     assert seen[0]["top_k"] == 3
-    assert (made.thinking, made.answer) == ("red", "a circle")
+    assert (made.thinking, made.answer) == ("red", "a circle?")
     assert png()[:4] == sample.images[0][:4]
 
 

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from bluelm_lightning.data.shard_index import write_json
 from bluelm_lightning.errors import DataError
 from bluelm_lightning.mixing.design import near, spread
 from bluelm_lightning.mixing.plan import HeldOut, MixPlan, StageSources
@@ -70,7 +71,7 @@ def scored(folder: Path, sets: dict[str, list[Sample]]) -> dict[str, float]:
         if not score.count:
             raise DataError("no sample of it can be read by the stage's model; choose another set", f"held_out {name}")
         losses[name] = score.loss
-    note.write_text(json.dumps({"key": key, "losses": losses}))
+    write_json(note, {"key": key, "losses": losses})
     return losses
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
@@ -13,6 +12,7 @@ from typing import Any
 
 import torch
 
+from bluelm_lightning.data.shard_index import write_json
 from bluelm_lightning.errors import DataError
 from bluelm_lightning.generation import Sampling
 from bluelm_lightning.rl.rewards import RewardRouter
@@ -74,7 +74,7 @@ class Answers:
             left = [question for question in questions if question.key not in held["replies"]]
             if left:
                 self._ask(left, held)
-                self._write(number, held)
+                write_json(self._path(number), held)  # whole or not at all
                 spent = f"{held['tokens']} tokens in {held['seconds']:.0f} s"
                 say(f"batch {number + 1} of {self.questions.num_batches}: {spent}")
             self.cost.seconds += held["seconds"]
@@ -135,11 +135,6 @@ class Answers:
         if held.get("key") != self.key:
             held = {"key": self.key, "seconds": 0.0, "tokens": 0, "wordings": {}, "replies": {}}
         return held
-
-    def _write(self, number: int, held: dict[str, Any]) -> None:
-        half = self._path(number).with_suffix(f".{os.getpid()}")
-        half.write_text(json.dumps(held, ensure_ascii=False), encoding="utf-8")
-        os.replace(half, self._path(number))  # a killed run leaves the whole file or none
 
 
 def as_rollout(question: Question, made: Generation, group: int, thinking: bool) -> Rollout:

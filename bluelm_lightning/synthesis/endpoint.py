@@ -122,6 +122,11 @@ def _content(turn: Any, images: Any) -> str | list[dict[str, Any]]:
     return parts
 
 
+def _text(said: Any) -> str:
+    """What was said; half a surrogate pair, which no file can hold, becomes a question mark."""
+    return str(said or "").encode(errors="replace").decode()
+
+
 def read_reply(reply: Any) -> Generation:
     """A reply of the endpoint as a Generation; its tokens are those that the server counted, else words.
 
@@ -130,8 +135,8 @@ def read_reply(reply: Any) -> Generation:
     """
     choice = reply["choices"][0]
     message = choice["message"]
-    content, trace = str(message["content"] or ""), message.get("reasoning_content") or message.get("reasoning")
-    thinking, answer = (str(trace).strip(), content.strip()) if trace else parse_generation(content)
+    content, trace = _text(message["content"]), _text(message.get("reasoning_content") or message.get("reasoning"))
+    thinking, answer = (trace.strip(), content.strip()) if trace else parse_generation(content)
     finished = choice.get("finish_reason", "stop") == "stop"
     text = f"{THINK}{trace}</think>{content}" if trace else content
     count = (reply.get("usage") or {}).get("completion_tokens")

@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
+from bluelm_lightning.data.chat import END_THINK, THINK
 from bluelm_lightning.rl.rewards.rules import plain
 from bluelm_lightning.synthesis.plan import Band
 
@@ -80,9 +81,10 @@ def choose(replies: Sequence[Reply], thinking: bool, agreement: float, bands: Se
     """Rejection sampling: the first right replies of each band.
 
     A reply is dropped, for the first of these reasons that holds: ``unfinished``; ``form`` (asked to think and did
-    not, or the other way round; or it is empty); ``wrong`` (a verifier says so); ``outvoted`` (another answer has the
-    majority); ``disagreement`` (the majority is too small); ``unverified`` (nobody could judge, and no vote is asked
-    for); ``duplicate`` (the same trace was kept); ``length`` (no band holds it); ``surplus`` (its bands are full).
+    not, or the other way round; it is empty, or has a second marker of thinking); ``wrong`` (a verifier says so);
+    ``outvoted`` (another answer has the majority); ``disagreement`` (the majority is too small); ``unverified`` (nobody
+    could judge, and no vote is asked for); ``duplicate`` (the same trace was kept); ``length`` (no band holds it);
+    ``surplus`` (its bands are full).
 
     Args:
         replies: to one question.
@@ -113,6 +115,8 @@ def _fault(reply: Reply, thinking: bool, agreement: float, vote: Vote) -> str | 
     if not reply.finished:
         return "unfinished"
     if not (reply.answer or "").strip() or bool((reply.thinking or "").strip()) != thinking:
+        return "form"
+    if any(marker in f"{reply.thinking} {reply.answer}" for marker in (THINK, END_THINK)):
         return "form"
     if reply.right is False:
         return "wrong"
