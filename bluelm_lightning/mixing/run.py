@@ -15,7 +15,7 @@ from bluelm_lightning.errors import DataError
 from bluelm_lightning.mixing.design import near, spread
 from bluelm_lightning.mixing.plan import HeldOut, MixPlan, StageSources
 from bluelm_lightning.mixing.propose import propose
-from bluelm_lightning.recipe.runs import Runs
+from bluelm_lightning.recipe.runs import Runs, literal
 from bluelm_lightning.types import Sample
 
 
@@ -37,7 +37,7 @@ class Proxies:
         sources = json.dumps(self.sources.at(shares))
         name = f"proxy-{hashlib.sha256(sources.encode()).hexdigest()[:10]}"
         settings = {**self.plan.settings, "data.sources": sources}
-        options = [f"--{key}={_spelled(value)}" for key, value in settings.items()]
+        options = [literal(f"--{key}={_spelled(value)}") for key, value in settings.items()]
         return self.runs.fit(name, str(self.sources.config), self.plan.parents, options)
 
     def losses(self, shares: np.ndarray) -> np.ndarray:
@@ -126,6 +126,5 @@ def run_mixing(plan: MixPlan, say: Callable[[str], None] = print, runs: Runs | N
 
 
 def _spelled(value: Any) -> str:
-    """A value as on the command line; braces doubled, since Runs reads ``{NAME}`` as the folder of a run."""
-    text = value if isinstance(value, str) else json.dumps(value)
-    return text.replace("{", "{{").replace("}", "}}")
+    """A value as on the command line."""
+    return value if isinstance(value, str) else json.dumps(value)

@@ -11,7 +11,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from bluelm_lightning.recipe.runs import Runs
+from bluelm_lightning.recipe.runs import Runs, literal
 from bluelm_lightning.reproduce import prepare
 from bluelm_lightning.reproduce.jobs import forked, locked
 from bluelm_lightning.types import Sample
@@ -67,8 +67,8 @@ def _held_out(name: str) -> list[Sample]:
 
 
 def _option(key: str, value: Any) -> str:
-    """``--data.KEY=JSON``, with braces doubled: :class:`Runs` puts folders into ``{NAME}``."""
-    return f"--data.{key}={json.dumps(value)}".replace("{", "{{").replace("}", "}}")
+    """``--data.KEY=JSON``."""
+    return literal(f"--data.{key}={json.dumps(value)}")
 
 
 class ForkedRuns(Runs):
