@@ -213,7 +213,7 @@ def test_other_shards_are_other_proxies(project):
         ({"unit": "bytes"}, "unit: 'bytes' is not one of tokens, samples"),
         ({"smallest": 0.7}, "smallest: 0.7 is not between 0 and 1/2"),
         ({"stage": "tiny/pretrain.yaml"}, "cannot hold its share: a proxy's source needs a path and no epochs"),
-        ({"first": 2, "later": 0}, "2 proxies for 2 sources; train 4 or more"),
+        ({"first": 3}, "first: 3 is below 4, the sources and two more"),
     ],
 )
 def test_bad_settings_end_with_one_line(project, change, message, capsys, mixed, monkeypatch):

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from bluelm_lightning.data.shard_index import write_json
-from bluelm_lightning.errors import DataError
+from bluelm_lightning.errors import ConfigError, DataError
 from bluelm_lightning.mixing.design import near, spread
 from bluelm_lightning.mixing.plan import HeldOut, MixPlan, StageSources
 from bluelm_lightning.mixing.propose import propose
@@ -25,10 +25,16 @@ class Proxies:
     Args:
         plan: see :class:`MixPlan`.
         runs: where; default: ``plan.out``.
+
+    Raises:
+        ConfigError: too few proxies for the stage's sources, or as :class:`StageSources`.
     """
 
     def __init__(self, plan: MixPlan, runs: Runs | None = None) -> None:
         self.plan, self.sources = plan, StageSources(plan.stage, plan.unit)
+        least = len(self.sources.names) + 2  # what a law needs
+        if plan.first < least:
+            raise ConfigError(f"{plan.first} is below {least}, the sources and two more; raise it", "first")
         self.runs = runs or Runs(Path(plan.out), self.sources.key(plan.parents))
         self.samples = {str(held.name): held_out_samples(held) for held in plan.held_out}
 
