@@ -68,8 +68,8 @@ def test_a_known_law_is_recovered(law):
     for number in range(3):
         found = fit_law(shares, losses[:, number])
         missed = found.predict(fresh) - law(fresh)[:, number]
-        assert np.sqrt(np.mean(missed**2)) < 0.06  # seen 0.01 to 0.045; the losses spread by 0.3 to 0.6
-        assert found.error < 0.4 * found.trivial
+        assert np.sqrt(np.mean(missed**2)) < 0.03  # seen 0.003 to 0.017; the losses spread by 0.25 to 0.37
+        assert found.error < 0.15 * found.trivial  # seen 0.01 to 0.06
 
 
 @pytest.mark.parametrize(
@@ -106,7 +106,7 @@ def test_of_noise_alone_little_gain_is_claimed():
     shares = spread(14, SOURCES, SMALLEST)
     noise = [np.random.default_rng(seed).normal(2, 0.05, (14, 1)) for seed in range(8)]
     claimed = [propose(shares, losses, [1], resamples=50).gain[1] for losses in noise]
-    assert np.median(claimed) < 0.01, "mostly the law is a constant"
+    assert sum(gain == 0 for gain in claimed) >= 7, "the law is a constant; without that form none is"
 
 
 def test_only_the_weighted_losses_count():
