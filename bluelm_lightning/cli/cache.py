@@ -66,7 +66,7 @@ def run(args: argparse.Namespace, options: Sequence[str] = ()) -> str:
     device = args.device or ("cuda" if torch.cuda.is_available() else "cpu")
     teacher.eval().to(device)
     plan = DistillPlan(temperature=getattr(getattr(stage, "plan", None), "temperature", 1.0), top_k=args.k)
-    loader, total = data.train_dataloader(), args.batches or _batches(settings.get("trainer") or {})
+    loader, total = _loader(data), args.batches or _batches(settings.get("trainer") or {})
     told = {"teacher": _fingerprint(teacher), "data": data.state_dict()["identity"], "batches": total}
     top_k = min(plan.top_k or teacher.vocab_size, teacher.vocab_size)
     with TeacherCacheWriter(args.out, top_k, plan.temperature, told, int(args.part_mb * 2**20)) as writer:
@@ -99,6 +99,16 @@ def _opened(target: str, options: Sequence[str]) -> tuple[dict[str, Any], Any, A
         if name in MOVING:
             raise ConfigError(f"{name} moves the documents with the step; use a live teacher", "trainer.callbacks")
     return settings, stage, data
+
+
+def _loader(data: Any) -> Any:
+    from bluelm_lightning.data.loader import PackedLoader
+    from bluelm_lightning.errors import ConfigError
+
+    loader = data.train_dataloader()
+    if not isinstance(loader, PackedLoader):
+        raise ConfigError(f"{type(data).__name__} packs no documents; give a run that learns from texts", "data")
+    return loader
 
 
 def _batches(trainer: dict[str, Any]) -> int:
