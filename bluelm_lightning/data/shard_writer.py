@@ -34,8 +34,10 @@ class ShardWriter:
         samples_per_shard: a new shard begins after so many samples,
         max_bytes: or before it would grow over so many bytes.
         overwrite: remove the shards that a ShardWriter left in the folder; nothing else is ever removed.
+        first_key: number of the first sample, where several writers share the work.
 
     Attributes:
+        shards: what the manifest says of each finished shard.
         extra: more keys for the manifest.
 
     Raises:
@@ -49,6 +51,7 @@ class ShardWriter:
         samples_per_shard: int = 1000,
         max_bytes: int = 1 << 29,
         overwrite: bool = False,
+        first_key: int = 0,
     ) -> None:
         if not re.fullmatch(r"[A-Za-z0-9_-]+", prefix) or samples_per_shard < 1 or max_bytes < 1:
             sizes = f"{samples_per_shard} samples, {max_bytes} bytes"
@@ -56,9 +59,9 @@ class ShardWriter:
         self.folder, self.prefix = Path(folder), prefix
         self.samples_per_shard, self.max_bytes = samples_per_shard, max_bytes
         self.extra: dict[str, Any] = {}
-        self._shards: list[dict[str, Any]] = []
+        self.shards: list[dict[str, Any]] = []
         self._file: BinaryIO | None = None
-        self._count, self._held, self._bytes, self._closed = 0, 0, 0, False
+        self._count, self._held, self._bytes, self._closed = first_key, 0, 0, False
         self._sources: Counter[str] = Counter()
         claim_folder(self.folder, prefix, overwrite)
         self._write_manifest(complete=False)
@@ -102,7 +105,7 @@ class ShardWriter:
     def _begin_shard(self) -> None:
         from webdataset.writer import TarWriter
 
-        self._tar_path = self.folder / f"{self.prefix}-{len(self._shards):06d}.tar"
+        self._tar_path = self.folder / f"{self.prefix}-{len(self.shards):06d}.tar"
         self._temporary = self._tar_path.with_name(f".{self._tar_path.name}.{os.getpid()}.tmp")
         self._file = open(self._temporary, "wb")  # noqa: SIM115 - closed in _finish_shard or _abort
         self._tar = TarWriter(self._file, encoder=False, mtime=0, user="bluelm", group="bluelm")
@@ -121,7 +124,7 @@ class ShardWriter:
         save_index(index, index_path(self._tar_path))
         os.replace(self._temporary, self._tar_path)
         entry = {"file": self._tar_path.name, "samples": self._held, "bytes": index.num_bytes, "sha256": sha256}
-        self._shards.append({**entry, "sources": dict(sorted(self._sources.items()))})
+        self.shards.append({**entry, "sources": dict(sorted(self._sources.items()))})
 
     def _abort(self) -> None:
         self._closed = True
@@ -133,10 +136,10 @@ class ShardWriter:
             self._temporary.unlink(missing_ok=True)
 
     def _write_manifest(self, complete: bool) -> None:
-        total = {key: sum(shard[key] for shard in self._shards) for key in ("samples", "bytes")}
-        sources = sum((Counter(shard["sources"]) for shard in self._shards), Counter[str]())
+        total = {key: sum(shard[key] for shard in self.shards) for key in ("samples", "bytes")}
+        sources = sum((Counter(shard["sources"]) for shard in self.shards), Counter[str]())
         head = {"version": 1, "complete": complete, **total, "sources": dict(sorted(sources.items()))}
-        write_json(self.folder / MANIFEST, {**head, **self.extra, "shards": self._shards}, indent=1)
+        write_json(self.folder / MANIFEST, {**head, **self.extra, "shards": self.shards}, indent=1)
 
 
 def _to_json(key: str, value: Any, where: str) -> bytes:
