@@ -125,13 +125,14 @@ class PartWriter:
         self.folder, self.number = folder, number
         self.counts, self.reasons = Counter[str](), Counter[str]()
         self._cpu = time.process_time()
-        self._end = f".{os.getpid()}.tmp"
         self._names = [folder.part(number), folder.dropped(number)]
         self._names += [folder.part(number).with_suffix(".bin")] * pictures
         self._files: list[BinaryIO] = []
 
     def __enter__(self) -> PartWriter:
-        self._files = [open(f"{name}{self._end}", "wb", buffering=1 << 20) for name in self._names]
+        # in the work folder: what a killed process leaves goes with it
+        temporary = [self.folder.work / f"{name.name}.{os.getpid()}.tmp" for name in self._names]
+        self._files = [open(path, "wb", buffering=1 << 20) for path in temporary]  # noqa: SIM115
         return self
 
     def __exit__(self, kind: Any, *_: Any) -> None:
@@ -165,8 +166,8 @@ class PartWriter:
             self._files[2].write(data)
 
     def _finish(self) -> None:
-        for name in self._names:
-            os.replace(f"{name}{self._end}", name)
+        for file, name in zip(self._files, self._names):
+            os.replace(file.name, name)
         entry: dict[str, Any] = {"file": self._names[0].name, "records": self.counts["out"]}
         entry |= {"sha256": hash_file(self._names[0])}
         if len(self._names) > 2:

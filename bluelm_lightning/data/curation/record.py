@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from bluelm_lightning.data.chat import IMAGE
-from bluelm_lightning.data.records import parse_record
+from bluelm_lightning.data.records import RESERVED
 from bluelm_lightning.errors import DataError
 from bluelm_lightning.types import Sample
 
@@ -68,8 +68,10 @@ class Record:
         return [read_bytes(os.path.join(self.root, picture.file), picture) for picture in self.pictures]
 
     def to_sample(self) -> Sample:
-        """Raises DataError as `parse_record`."""
-        return parse_record(self.data, self.images(), f"{self.source or 'record'} {self.id}")
+        """Unchecked: whoever writes it to a shard checks it."""
+        given = {key: self.data[key] for key in RESERVED if self.data.get(key) is not None and key != "conversations"}
+        meta = {key: value for key, value in self.data.items() if key not in RESERVED}
+        return Sample(**given, images=self.images(), where=f"{self.source or 'record'} {self.id}", meta=meta)
 
     def to_line(self) -> bytes:
         """One line of a part. Raises DataError for what is not JSON."""
