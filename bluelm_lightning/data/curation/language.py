@@ -15,7 +15,7 @@ from bluelm_lightning.errors import ConfigError
 
 PREFIX = 600  # characters that are looked at
 _WORDS = {
-    "en": "the of and is are was were to in that it for with on as this be at by have has not what which does do there "
+    "en": "the of and is are was were to in that it for with on as this be at by have has not what which does do there no "
     "how many from or an they you he she his her we can will would their its if about when who where",
     "de": "der die das und ist nicht ein eine einen dem den des zu mit von auf für sich wie was welche welcher sind war "
     "auch es im am aus bei nach wird wurde haben hat kein keine oder ich sie wir wo gibt diesem dieser",
@@ -47,7 +47,7 @@ _SPLIT = re.compile(r"[^\W\d_]+(?:'[^\W\d_]+)?")
 
 
 def find_language(text: str) -> str | None:
-    """``en``, ``zh``, ...; None where the text says too little: under two function words, or two languages alike."""
+    """``en``, ``zh``, ...; None where the text says too little: under two different function words, or two languages alike."""
     text = text[:PREFIX].lower()
     if not text.isascii():
         letters = sum(map(str.isalpha, text)) or 1
@@ -58,7 +58,7 @@ def find_language(text: str) -> str | None:
         if counts[best] > 0.3 * letters:
             return best
     scores: dict[str, int] = {}
-    for word in _SPLIT.findall(text):
+    for word in set(_SPLIT.findall(text)):
         for language in _LISTS.get(word, ()):
             scores[language] = scores.get(language, 0) + 1
     ranked = sorted(scores.items(), key=lambda item: -item[1])
