@@ -1,8 +1,8 @@
 """Curation of easy-VQA with planted faults: ``python benchmarks/curation_planted.py FOLDER [--each 400]``.
 
 The corpus is the package's training set, one record a question, and conversations of all questions on a picture. Behind
-it come planted records of each kind below. The evaluation set is the package's test set. Every planted record should go,
-and nothing else; the table counts both. Exit code 1 if a planted one stays or 0.5 % of the others go.
+it come planted records of each kind below. The evaluation set is the package's test set. Every planted record should
+go, and nothing else; the table counts both. Exit code 1 if a planted one stays or 0.5 % of the others go.
 """
 
 import argparse

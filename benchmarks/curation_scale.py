@@ -1,9 +1,9 @@
 """Curation of a million texts and 100,000 pictures: ``python benchmarks/curation_scale.py FOLDER [--kill N]``.
 
-Writes the corpus (texts with planted bad ones, small pictures with captions), runs filters, deduplication and shards with
-two processes, and prints a table of the steps and the peak memory of all processes together. With ``--kill N`` the same
-pipeline runs again in another folder, is killed N times at random moments, goes on each time, and every file that it
-leaves is compared byte by byte with the first run's.
+Writes the corpus (texts with planted bad ones, small pictures with captions), runs filters, deduplication and shards
+with two processes, and prints a table of the steps and the peak memory of all processes together. With ``--kill N``
+the same pipeline runs again in another folder, is killed N times at random moments, goes on each time, and every
+file that it leaves is compared byte by byte with the first run's.
 """
 
 import argparse
@@ -19,8 +19,53 @@ import sys
 import time
 from pathlib import Path
 
-SMALL = "the of and is to in that it for with as was on are by this be at from have not which what".split()
-GERMAN = "der die und das ist nicht mit auf ein eine für von zu den im wird sind auch bei nach".split()
+SMALL = [
+    "the",
+    "of",
+    "and",
+    "is",
+    "to",
+    "in",
+    "that",
+    "it",
+    "for",
+    "with",
+    "as",
+    "was",
+    "on",
+    "are",
+    "by",
+    "this",
+    "be",
+    "at",
+    "from",
+    "have",
+    "not",
+    "which",
+    "what",
+]
+GERMAN = [
+    "der",
+    "die",
+    "und",
+    "das",
+    "ist",
+    "nicht",
+    "mit",
+    "auf",
+    "ein",
+    "eine",
+    "für",
+    "von",
+    "zu",
+    "den",
+    "im",
+    "wird",
+    "sind",
+    "auch",
+    "bei",
+    "nach",
+]
 OUTSIDE = ("timings.json", "report.md", ".lock")  # seconds stand in them
 
 
@@ -33,7 +78,9 @@ def write_texts(path: Path, count: int) -> None:
     with path.open("w") as file:
         for number in range(count):
             kind = rng.random()
-            text = " ".join(rng.choice(SMALL) if rng.random() < 0.4 else rng.choice(words) for _ in range(rng.randint(20, 70)))
+            text = " ".join(
+                rng.choice(SMALL) if rng.random() < 0.4 else rng.choice(words) for _ in range(rng.randint(20, 70))
+            )
             if recent and kind < 0.03:
                 text = rng.choice(recent)
             elif recent and kind < 0.06:
@@ -56,7 +103,7 @@ def write_pictures(folder: Path, count: int) -> None:
     import numpy as np
     from PIL import Image
 
-    rng, draws = random.Random(1), np.random.default_rng(1)
+    rng, draws, last = random.Random(1), np.random.default_rng(1), ""
     folder.mkdir()
     with (folder / "pictures.jsonl").open("w") as file:
         for number in range(count):
@@ -76,14 +123,22 @@ def write_pictures(folder: Path, count: int) -> None:
             out = io.BytesIO()
             picture.save(out, form, **({"quality": 80} if form == "JPEG" else {"compress_level": 1}))
             path.write_bytes(out.getvalue())
-            row = {"id": f"p{number:06d}", "source": "pictures", "caption": caption, "image": str(path.relative_to(folder))}
+            row = {
+                "id": f"p{number:06d}",
+                "source": "pictures",
+                "caption": caption,
+                "image": str(path.relative_to(folder)),
+            }
             file.write(json.dumps(row) + "\n")
 
 
 def write_pipeline(folder: Path) -> Path:
     steps = [
         {"class_path": "CollectJson", "init_args": {"paths": str(folder / "texts.jsonl")}},
-        {"class_path": "CollectJson", "init_args": {"paths": str(folder / "pictures/pictures.jsonl"), "part_bytes": 1 << 20}},
+        {
+            "class_path": "CollectJson",
+            "init_args": {"paths": str(folder / "pictures/pictures.jsonl"), "part_bytes": 1 << 20},
+        },
         {"class_path": "LengthFilter", "init_args": {"min_characters": 20}},
         {"class_path": "LanguageFilter", "init_args": {"languages": ["en", "zh"]}},
         {"class_path": "RepetitionFilter"},

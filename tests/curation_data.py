@@ -18,7 +18,9 @@ def text(seed: int, words: int = 60) -> str:
     """English enough for `LanguageFilter`; two seeds share few runs of letters."""
     rng = random.Random(seed)
     some = ["".join(rng.choices("abcdefghijklmnoprstuvw", k=rng.randint(3, 9))) for _ in range(words)]
-    return " ".join(word if n % 4 else f"{word} {rng.choice(('the', 'of', 'and', 'is'))}" for n, word in enumerate(some))
+    return " ".join(
+        word if n % 4 else f"{word} {rng.choice(('the', 'of', 'and', 'is'))}" for n, word in enumerate(some)
+    )
 
 
 def image(seed: int, size: tuple[int, int] = (64, 48)) -> Image.Image:

@@ -6,9 +6,9 @@
     {"image": "s.png", "size": [1080, 2400], "elements": [                 a GUI screen, boxes in pixels
         {"type": "button", "text": "Settings", "box": [40, 90, 200, 150]}]}
 
-Our choice: a page is its lines in their order, one a line. A screen asks for the place of each element, and answers with
-the box in thousandths of width and height, ``[37, 38, 185, 63]``, so that it does not depend on the size of the picture.
-Keys that become turns leave the record; the others stay in ``Sample.meta``.
+Our choice: a page is its lines in their order, one a line. A screen asks for the place of each element, and answers
+with the box in thousandths of width and height, ``[37, 38, 185, 63]``, so that it does not depend on the size of the
+picture. Keys that become turns leave the record; the others stay in ``Sample.meta``.
 """
 
 from __future__ import annotations

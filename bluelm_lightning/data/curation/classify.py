@@ -25,9 +25,9 @@ class Classify(Filter):
 
         ["image", "language:en", "length:short", "task:easy_vqa.color", "thinking"]
 
-    Tags: ``image`` or ``text``; ``language:..`` (``unknown`` where it cannot be told); ``length:short | medium | long``;
-    ``code`` and ``maths`` where signs of them stand in the text; ``thinking`` where a turn has a trace; ``dialogue`` for
-    several questions; ``task:..`` for records that name a task; ``source:..``.
+    Tags: ``image`` or ``text``; ``language:..`` (``unknown`` where it cannot be told); ``length:short``,
+    ``medium`` or ``long``; ``code`` and ``maths`` where signs of them stand in the text; ``thinking`` where a turn has
+    a trace; ``dialogue`` for several questions; ``task:..`` for records that name a task; ``source:..``.
 
     Args:
         lengths: characters at which ``medium`` and ``long`` begin.

@@ -14,7 +14,7 @@ from bluelm_lightning.data.curation.step import Decision, Global
 
 
 def body_hash(record: Record) -> bytes:
-    """16 bytes of what a model would see: the turns or the text, and the pictures' bytes. No id, source or meta."""
+    """16 bytes of what a model would see: turns or text, and the pictures' bytes. No id, source or meta."""
     digest = hashlib.blake2b(digest_size=16)
     text = record.data.get("text")
     turns = text if text is not None else record.data.get("messages")
@@ -25,7 +25,7 @@ def body_hash(record: Record) -> bytes:
 
 
 class ExactDuplicates(Global):
-    """Keeps the first of records with the same turns or text and the same bytes of pictures; ids and meta may differ."""
+    """Keeps the first of records with the same turns or text and the same bytes of pictures; ids may differ."""
 
     def sketch(self, records: Sequence[Record]) -> dict[str, np.ndarray]:
         held = b"".join(map(body_hash, records))

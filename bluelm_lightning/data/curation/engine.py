@@ -74,8 +74,8 @@ def _begin() -> None:
 class RayEngine(Engine):
     """Tasks as rows of a Ray data set, one block each, worked on by ``map_batches`` wherever Ray has a free core.
 
-    Every node must see the pipeline's folder and inputs under the same path. What is decided over all parts (`decide` of
-    global steps) is decided in the process that runs the pipeline.
+    Every node must see the pipeline's folder and inputs under the same path. What is decided over all parts
+    (`decide` of global steps) is decided in the process that runs the pipeline.
 
     Args:
         address: of a running cluster, ``auto`` or ``ray://HOST:PORT``; default: Ray starts on this machine,

@@ -6,8 +6,8 @@
         manifest.json      {"complete": true, "in": 900, "out": 880, "dropped": {"too short": 20}, "parts": [...], ...}
         .work/             while the step is under way: what is done of each part; removed at the end
 
-A part is done when its mark is in ``.work``; marks are written last. So a run that was killed goes on with the parts that
-have none, and a folder with a manifest is never touched again.
+A part is done when its mark is in ``.work``; marks are written last. So a run that was killed goes on with the parts
+that have none, and a folder with a manifest is never touched again.
 """
 
 from __future__ import annotations

@@ -15,20 +15,20 @@ from bluelm_lightning.errors import ConfigError
 
 PREFIX = 600  # characters that are looked at
 _WORDS = {
-    "en": "the of and is are was were to in that it for with on as this be at by have has not what which does do there no "
-    "how many from or an they you he she his her we can will would their its if about when who where",
-    "de": "der die das und ist nicht ein eine einen dem den des zu mit von auf für sich wie was welche welcher sind war "
-    "auch es im am aus bei nach wird wurde haben hat kein keine oder ich sie wir wo gibt diesem dieser",
-    "fr": "le la les des une et est dans que qui pour pas sur avec au aux ce cette il elle sont du nous vous ne plus "
-    "quelle quel par ou mais été avoir dans leur y combien où quelles",
-    "es": "el los las una y es en que por con para del se lo su al como más pero sus este esta son qué cuál hay muy sin "
-    "sobre también fue ha está cuántos dónde esta",
-    "it": "il lo gli una e è di che per con non del della sono nel alla dei si da come più anche ha questo questa quale "
-    "c'è nella delle degli quanti dove",
-    "pt": "o os as uma e é em que por com para do da não se no na mais dos das como mas foi ao ele são qual esta este "
-    "seu sua você há pelo pela quantos onde",
-    "nl": "de het een en van is niet dat op te zijn met voor die er aan ook als bij naar wat welke deze dit maar heeft "
-    "was werd hoeveel waar",
+    "en": "the of and is are was were to in that it for with on as this be at by have has not what which does do "
+    "there no how many from or an they you he she his her we can will would their its if about when who where",
+    "de": "der die das und ist nicht ein eine einen dem den des zu mit von auf für sich wie was welche welcher sind "
+    "war auch es im am aus bei nach wird wurde haben hat kein keine oder ich sie wir wo gibt diesem dieser",
+    "fr": "le la les des une et est dans que qui pour pas sur avec au aux ce cette il elle sont du nous vous ne "
+    "plus quelle quel par ou mais été avoir leur y combien où quelles",
+    "es": "el los las una y es en que por con para del se lo su al como más pero sus este esta son qué cuál hay muy "
+    "sin sobre también fue ha está cuántos dónde",
+    "it": "il lo gli una e è di che per con non del della sono nel alla dei si da come più anche ha questo questa "
+    "quale c'è nella delle degli quanti dove",
+    "pt": "o os as uma e é em que por com para do da não se no na mais dos das como mas foi ao ele são qual esta "
+    "este seu sua você há pelo pela quantos onde",
+    "nl": "de het een en van is niet dat op te zijn met voor die er aan ook als bij naar wat welke deze dit maar "
+    "heeft was werd hoeveel waar",
 }
 _SCRIPTS = {
     "zh": r"[\u4e00-\u9fff]",
@@ -47,7 +47,7 @@ _SPLIT = re.compile(r"[^\W\d_]+(?:'[^\W\d_]+)?")
 
 
 def find_language(text: str) -> str | None:
-    """``en``, ``zh``, ...; None where the text says too little: under two different function words, or two languages alike."""
+    """``en``, ``zh``, ...; None where the text says too little: under two function words, or two languages alike."""
     text = text[:PREFIX].lower()
     if not text.isascii():
         letters = sum(map(str.isalpha, text)) or 1

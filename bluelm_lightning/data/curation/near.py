@@ -25,8 +25,9 @@ SLACK = 0.15  # signatures only estimate: their error of 64 hashes is below 0.15
 class NearDuplicates(Global):
     """Keeps the first of records that are nearly the same.
 
-    Texts are candidates when their MinHash signatures share a band; records with pictures, when their pictures are alike,
-    one by one. Then the shares of runs of letters are compared exactly. Case, punctuation and spaces do not count.
+    Texts are candidates when their MinHash signatures share a band; records with pictures, when their pictures are
+    alike, one by one. Then the shares of runs of letters are compared exactly. Case, punctuation and spaces do not
+    count.
 
     Short texts differ by a word and mean another thing, so below `strict_below` characters numbers, signs of arithmetic
     and the last answer must be the same, too. The share compared is that of the text in both cases: a picture alone

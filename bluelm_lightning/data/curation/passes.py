@@ -1,6 +1,7 @@
 """What is done to one part, in whichever process: collect it, filter it, sketch it, apply a decision to it.
 
-Each function here is a task of an `Engine`: it writes files, its mark last, and returns ``{"records": ...}`` for the bar.
+Each function here is a task of an `Engine`: it writes files, its mark last, and returns ``{"records": ...}`` for the
+bar.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Pictures: opened whole or not at all, the filter on them, and the perceptual code by which like pictures are found."""
+"""Pictures: opened whole or not at all, the filter on them, and the code by which like pictures are found."""
 
 from __future__ import annotations
 
@@ -45,9 +45,9 @@ def open_picture(data: bytes) -> Image.Image:
 def picture_code(data: bytes) -> np.ndarray:
     """uint8[16 * 16 * 3], a smoothed thumbnail.
 
-    Re-encoding and resizing move it by a few levels: on 1,000 of easy-VQA's pictures JPEG of quality 75, sizes of 0.75 to
-    2 and both together moved it by at most 4.0 (root mean square over all values), while 3,992 of the 4,000 pictures are
-    further than 5.0 from every other one.
+    Re-encoding and resizing move it by a few levels: on 1,000 of easy-VQA's pictures JPEG of quality 75, sizes of
+    0.75 to 2 and both together moved it by at most 4.0 (root mean square over all values), while 3,992 of the 4,000
+    pictures are further than 5.0 from every other one.
 
     Source: our choice; a 64-bit hash of the same pictures' low frequencies differed by up to 18 bits for re-encoded
     ones and by at most 4 for 6,371 pairs of different ones.
@@ -62,8 +62,8 @@ class PictureFilter(Filter):
         min_side: pixels of the shorter side.
         max_pixels: of a picture, width times height.
         max_aspect: longer side over shorter side.
-        min_entropy: bits of the histogram of grey levels, which are 0 for one colour and at most 8; a small shape of one
-            colour on another has about 0.12.
+        min_entropy: bits of the histogram of grey levels, which are 0 for one colour and at most 8; a small shape of
+            one colour on another has about 0.12.
     """
 
     def __init__(

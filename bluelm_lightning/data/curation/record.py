@@ -1,9 +1,9 @@
 """A sample under way between two steps: its JSON, and where its pictures lie.
 
-A part is a file of JSON lines; pictures stay in the file that collection wrote them to, and every later step only refers
-to them, so a corpus of pictures is on disk once::
+A part is a file of JSON lines; pictures stay in the file that collection wrote them to, and every later step only
+refers to them, so a corpus of pictures is on disk once::
 
-    {"data": {"id": "q7", "source": "vqa", "messages": [...]}, "pictures": [["01_CollectJson/part-00000.bin", 512, 410]]}
+    {"data": {"id": "q7", "source": "vqa", "messages": [...]}, "pictures": [["01_Collect/part-00000.bin", 512, 410]]}
 """
 
 from __future__ import annotations
@@ -97,7 +97,7 @@ def read_lines(path: Path, root: Path) -> Iterator[tuple[bytes, Record]]:
 
 @lru_cache(maxsize=256)
 def _opened(path: str) -> Any:
-    return open(path, "rb")  # noqa: SIM115 - closed when it leaves the cache
+    return open(path, "rb")
 
 
 def read_bytes(path: str, picture: Picture) -> bytes:

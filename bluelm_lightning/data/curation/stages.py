@@ -51,7 +51,8 @@ class StepRun:
             marks, more = self._build(parts)
         else:
             marks = self._over_parts(parts)
-        known = {"step": type(self.step).__name__, "settings": self.step.settings(), "key": key}
+        settings = json.loads(json.dumps(self.step.settings(), sort_keys=True, default=str))
+        known = {"step": type(self.step).__name__, "settings": settings, "key": key}
         here = time.process_time() - cpu  # this process: decisions, and with one process everything
         sketched = self.folder.marks(len(parts), "sketch").values()
         counted = 0 if self._alone() else sum(mark["cpu"] for mark in [*marks, *sketched])
@@ -119,7 +120,7 @@ class StepRun:
 
 
 def _of_part(decision: Decision, here: slice, rows: Rows) -> dict[str, Any]:
-    """The rows of one part that do not simply stay: ``{"drops": {row: [reason, detail, match]}, "copies": {row: n}}``."""
+    """The rows of a part that do not simply stay: ``{"drops": {row: [reason, detail, match]}, "copies": {row: n}}``."""
     reason = decision.reason[here]
     drops = {}
     for row in np.flatnonzero(reason).tolist():

@@ -7,8 +7,8 @@
 | `Global` | `sketch(records)`, `decide(sketches)` | sketches part by part, one decision, then part by part again |
 | `Build` | `plan(counts)`, `write(...)` | a unit of output at a time, in parallel |
 
-Steps travel to other processes by pickle, so they hold settings and no open files. What a step decides may depend on its
-settings and on the records before it, never on the number of processes: the outputs are compared byte by byte.
+Steps travel to other processes by pickle, so they hold settings and no open files. What a step decides may depend on
+its settings and on the records before it, never on the number of processes: the outputs are compared byte by byte.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ class Dropped(NamedTuple):
     match: dict[str, Any] | None = None  # what it was compared with, {"id": "test-17", "score": 0.93}
 
 
-class Step(ABC):
+class Step(ABC):  # noqa: B024 - its kinds below have the abstract methods
     """Base of all steps. The constructor keeps each argument under its own name: they are the step's fingerprint."""
 
     version = 1  # raise it when the same settings give other records
@@ -62,10 +62,10 @@ class Collect(Step):
 class Filter(Step):
     """Looks at one record at a time: keeps it, changes it, or drops it."""
 
-    def prepare(self, folder: Path) -> None:  # noqa: B027 - most have nothing to prepare
+    def prepare(self, folder: Path) -> None:
         """In the main process, before any record: writes what `process` looks things up in to `folder`."""
 
-    def open(self, folder: Path) -> None:  # noqa: B027
+    def open(self, folder: Path) -> None:
         """In each process, before its first record: opens what `prepare` wrote."""
 
     @abstractmethod
