@@ -85,8 +85,9 @@ def _page(record: dict[str, Any], where: str) -> dict[str, Any]:
     parts = [given] if isinstance(given, str) else given
     if not isinstance(parts, list):
         raise DataError(f"is of type {type(given).__name__}; write a string or a list", f"{where}: {key}")
-    texts = [part.get("text") if isinstance(part, dict) else part for part in parts]
-    if not texts or not all(isinstance(text, str) for text in texts):
+    held = [part.get("text") if isinstance(part, dict) else part for part in parts]
+    texts = [text for text in held if isinstance(text, str)]
+    if not texts or len(texts) < len(held):
         raise DataError("has an item without text; write strings, or objects with text", f"{where}: {key}")
     boxes = [part["box"] for part in parts if isinstance(part, dict) and "box" in part]
     if boxes:
@@ -96,7 +97,8 @@ def _page(record: dict[str, Any], where: str) -> dict[str, Any]:
 
 
 def _screen(record: dict[str, Any], where: str) -> dict[str, Any]:
-    elements, size = record.pop("elements"), record.get("size")
+    elements: Any = record.pop("elements")
+    size: Any = record.get("size")
     if size is None and {"width", "height"} <= record.keys():
         size = [record["width"], record["height"]]
     if not _numbers(size, 2) or min(size) <= 0:

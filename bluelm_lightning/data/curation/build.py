@@ -15,7 +15,7 @@ import numpy as np
 from bluelm_lightning.data.curation.step import Build
 from bluelm_lightning.data.shard_index import index_path
 from bluelm_lightning.data.shard_writer import ShardWriter
-from bluelm_lightning.errors import ConfigError
+from bluelm_lightning.errors import ConfigError, DataError
 
 
 class BuildShards(Build):
@@ -35,6 +35,8 @@ class BuildShards(Build):
 
     def plan(self, counts: Sequence[int]) -> list[Any]:
         total, size = sum(counts), self.samples_per_shard
+        if not total:
+            raise DataError("no record is left to write; see dropped.jsonl of the steps before")
         return [[number, start, min(total, start + size), total] for number, start in enumerate(range(0, total, size))]
 
     def write(self, unit: Any, rows: Any, folder: Path) -> dict[str, Any]:

@@ -87,7 +87,8 @@ class CollectJson(Collect):
         return found
 
     def read(self, unit: Any) -> Iterator[Sample]:
-        path, start, stop, first = Path(unit[0]), *unit[1:]
+        name, start, stop, first = unit
+        path = Path(name)
         root = Path(self.image_root).expanduser() if self.image_root else path.parent
 
         def parse(item: tuple[int, Any]) -> Sample:

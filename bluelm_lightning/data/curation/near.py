@@ -55,7 +55,7 @@ class NearDuplicates(Global):
     def sketch(self, records: Sequence[Record]) -> dict[str, np.ndarray]:
         texts = np.array([not record.pictures for record in records], bool)
         whole = signatures([folded(record) for record in records if not record.pictures], self.num_perm)
-        seen = [(row, data) for row, record in enumerate(records) for data in record.pictures and record.images()]
+        seen = [(row, data) for row, record in enumerate(records) for data in record.images()]
         hashes = [int.from_bytes(blake2b(data, digest_size=8).digest()) for _, data in seen]
         unique = dict(zip(hashes, (data for _, data in seen)))
         codes = [_code(data) for data in unique.values()]

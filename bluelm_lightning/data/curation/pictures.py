@@ -22,7 +22,7 @@ def open_picture(data: bytes) -> Image.Image:
         DataError: damaged, cut, no picture, or one of more than `MAX_PIXELS` pixels.
     """
     try:
-        picture = Image.open(BytesIO(data), formats=("PNG", "JPEG", "WEBP"))
+        picture: Image.Image = Image.open(BytesIO(data), formats=("PNG", "JPEG", "WEBP"))
         if picture.width * picture.height > MAX_PIXELS:
             raise DataError(f"is {picture.width} x {picture.height}, more than {MAX_PIXELS} pixels; make it smaller")
         if picture.format == "PNG":  # decoding passes over wrong checksums

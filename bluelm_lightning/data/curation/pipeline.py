@@ -93,7 +93,8 @@ class Pipeline:
         if folder.manifest().get("key") == key:
             return
         for path in self.output.glob("[0-9][0-9]_*"):
-            if int(path.name[:2]) >= number and (path / "manifest.json").is_file():
+            ours = (path / "manifest.json").is_file() or (path / ".work").is_dir()
+            if int(path.name[:2]) >= number and ours:
                 shutil.rmtree(path)
 
     @contextmanager

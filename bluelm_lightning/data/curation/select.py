@@ -10,7 +10,7 @@ import numpy as np
 
 from bluelm_lightning.data.curation.record import Record
 from bluelm_lightning.data.curation.step import Decision, Global
-from bluelm_lightning.errors import ConfigError
+from bluelm_lightning.errors import ConfigError, DataError
 
 
 def rank(seed: int, record: Record) -> int:
@@ -99,6 +99,8 @@ class Mix(Global):
         return {"names": np.array(names, str), "source": source, "rank": _ranks(self.seed, records)}
 
     def decide(self, sketches: Any, rows: Any) -> Decision:
+        if not len(rows):
+            raise DataError("no record is left to mix; see dropped.jsonl of the steps before")
         per_part = list(zip(sketches.parts("names"), sketches.parts("source")))
         sources = np.concatenate([names[source] for names, source in per_part if len(source)])
         ranks, (names, counts) = sketches.column("rank"), np.unique(sources, return_counts=True)

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from bluelm_lightning.data.curation.record import Record, fold
+from bluelm_lightning.errors import ConfigError
 
 SHINGLE = 5
 SEED = 42  # of the permutations: part of the result
@@ -65,9 +66,11 @@ def shingle_hashes(texts: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
 
 
 def signatures(texts: Sequence[str], num_perm: int) -> np.ndarray:
-    """uint32[N, num_perm], MinHash."""
-    from rensa import RMinHash
-
+    """uint32[N, num_perm], MinHash. Raises ConfigError where rensa is not installed."""
+    try:
+        from rensa import RMinHash
+    except ImportError as error:
+        raise ConfigError("NearDuplicates needs pip install 'bluelm-lightning[curation]'") from error
     if not texts:
         return np.zeros((0, num_perm), np.uint32)
     hashes, bounds = shingle_hashes(texts)

@@ -125,7 +125,7 @@ def _of_part(decision: Decision, here: slice, rows: Rows) -> dict[str, Any]:
     drops = {}
     for row in np.flatnonzero(reason).tolist():
         match = -1 if decision.match is None else int(decision.match[here][row])
-        found = None
+        found: dict[str, Any] | None = None
         if match >= 0:
             other = rows[match]
             found = {"id": other.id, "source": other.source}
