@@ -32,9 +32,9 @@ def test_cells_and_lengths_by_hand(monkeypatch):
 
 
 def test_a_sample_without_depth_is_named():
+    sample = hidden("8", 64, 0.5)
+    del sample.meta["depth"]
     with pytest.raises(DataError, match=r"64-0\.5.*meta\.depth"):
-        sample = hidden("8", 64, 0.5)
-        del sample.meta["depth"]
         needle_map(tiny_vlm(), tiny_encoder(), [sample])
 
 

@@ -10,6 +10,7 @@ from bluelm_lightning.data.encode import Encoder
 from bluelm_lightning.data.packing import pack
 from bluelm_lightning.data.tokenizer import load_tokenizer, train_tokenizer
 from bluelm_lightning.errors import ConfigError
+from bluelm_lightning.recipe.__main__ import needles_found
 from bluelm_lightning.recipe.corpus import docstrings
 from bluelm_lightning.recipe.needles import KINDS, WORDS, needle
 from bluelm_lightning.recipe.probes import document_scores, probe
@@ -65,12 +66,22 @@ def test_the_text_around_needles_holds_no_word_of_theirs():
 
 def test_an_answer_is_one_token_the_very_one_of_the_text(tmp_path):
     tokenizer = train_tokenizer(["one two three"] * 9, 300, tmp_path, WORDS)
-    for name in (tokenizer, load_tokenizer(tmp_path)):
-        encoder = Encoder(name, ImageSpec(1, 1))
-        doc = encoder(needle(HAYSTACK, 60, lambda text: len(name(text).input_ids), seed=5))
+    sample = needle(HAYSTACK, 60, lambda text: len(tokenizer(text).input_ids), seed=5)
+    for one in (tokenizer, load_tokenizer(tmp_path)):
+        doc = Encoder(one, ImageSpec(1, 1))(sample)
         first = int((doc.labels != IGNORE).nonzero()[0])
         assert (doc.labels != IGNORE).sum() == 2  # the word, and the end
         assert (doc.ids == doc.labels[first]).sum() == 2  # in the text, and as the answer
+
+
+# ---------------------------------------------------------------- what is said
+def test_needles_are_told_before_and_after_the_long_context_stage():
+    def row(stage, short, long):
+        scores = {f"needle_{n}": {"exact": share} for n, share in ((256, short), (2048, long))}
+        return {"stage": stage, "text": {"loss": 1.0}, **scores}
+
+    rows = [row("joint", 0.1, 0.0), row("reasoning", 0.9, 0.1), row("long_context", 0.95, 0.8), row("long_sft", 0, 0)]
+    assert needles_found(rows).endswith(": 256 tokens 90 -> 95 %, 2048 tokens 10 -> 80 %")
 
 
 # ---------------------------------------------------------------- probes

@@ -77,7 +77,7 @@ def _share(hits: Sequence[bool]) -> float | None:
 
 
 def draw_needle_maps(path: Path, maps: dict[str, NeedleMap], trained: int | None = None) -> None:
-    """A PNG: one panel a map, side by side; depth goes down, length to the right, the share of right answers is written.
+    """A PNG: one panel a map, side by side; depth goes down, length to the right; percents of right answers.
 
     Args:
         path: of the picture.

@@ -1,9 +1,9 @@
 """Needles in a haystack: words hidden in a text, and questions about them after it.
 
-Our choice after the common "needle in a haystack" test. Every text hides one word of each kind (``the animal is otter.``),
-and a question names a kind: so the last needle is no answer, and a guess of the kind asked is right once in twelve times.
-Each word is one token and stands nowhere else in the text. Codes of several tokens under names of several tokens need two
-steps of attention, which models of this size did not learn in the steps that they have.
+Our choice after the common "needle in a haystack" test. Every text hides one word of each kind (``the animal is
+otter.``), and a question names a kind: so the last needle is no answer, and a guess within the kind is right once in
+twelve times. Each word is one token and stands nowhere else in the text. Codes of several tokens under names of several
+tokens need two steps of attention, which models of this size did not learn in the steps that they have.
 """
 
 from __future__ import annotations
@@ -13,12 +13,12 @@ from random import Random
 
 from bluelm_lightning.types import Message, Sample
 
-KINDS = {
-    "animal": "heron otter falcon raven badger lynx bison gecko stork weasel moose lemur".split(),
-    "flower": "lotus tulip violet lily poppy daisy peony aster orchid clover jasmine dahlia".split(),
-    "spice": "basil cumin ginger saffron pepper nutmeg anise fennel clove thyme paprika mustard".split(),
-    "jewel": "amber coral quartz jasper opal pearl ruby topaz garnet onyx jade zircon".split(),
-}
+_TEXT = """
+animal: heron otter falcon raven badger lynx bison gecko stork weasel moose lemur
+flower: lotus tulip violet lily poppy daisy peony aster orchid clover jasmine dahlia
+spice: basil cumin ginger saffron pepper nutmeg anise fennel clove thyme paprika mustard
+jewel: amber coral quartz jasper opal pearl ruby topaz garnet onyx jade zircon"""
+KINDS = {kind: words.split() for kind, words in (line.split(": ") for line in _TEXT.strip().splitlines())}
 WORDS = [*KINDS, *(word for words in KINDS.values() for word in words)]  # each a token of the recipe's tokenizer
 
 

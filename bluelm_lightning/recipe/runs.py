@@ -18,6 +18,11 @@ from bluelm_lightning.errors import ConfigError
 _CONFIGS = Path(__file__).parents[1] / "configs"
 
 
+def literal(text: str) -> str:
+    """An option that :class:`Runs` takes as it is: braces doubled, since it reads ``{NAME}`` as the folder of a run."""
+    return text.replace("{", "{{").replace("}", "}}")
+
+
 class Runs:
     """Runs commands of this package into folders of ``root``, each once.
 

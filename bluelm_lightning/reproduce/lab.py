@@ -11,7 +11,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from bluelm_lightning.recipe.runs import Runs
+from bluelm_lightning.recipe.runs import Runs, literal
 from bluelm_lightning.reproduce import prepare
 from bluelm_lightning.reproduce.jobs import forked, locked
 from bluelm_lightning.types import Sample
@@ -67,12 +67,22 @@ def _held_out(name: str) -> list[Sample]:
 
 
 def _option(key: str, value: Any) -> str:
-    """``--data.KEY=JSON``, with braces doubled: :class:`Runs` puts folders into ``{NAME}``."""
-    return f"--data.{key}={json.dumps(value)}".replace("{", "{{").replace("}", "}}")
+    """``--data.KEY=JSON``."""
+    return literal(f"--data.{key}={json.dumps(value)}")
 
 
-class LabRuns(Runs):
-    """:class:`Runs` of one seed, in processes forked from this one, on the lab's copy of the data.
+class ForkedRuns(Runs):
+    """:class:`Runs` in processes forked from this one: a start costs milliseconds, and one thread each."""
+
+    def _start(self, module: str, arguments: list[str], log: Path) -> int:
+        main = importlib.import_module(f"bluelm_lightning.cli.{module}").main
+        process = forked(lambda: main(arguments), log)
+        process.join()
+        return process.exitcode
+
+
+class LabRuns(ForkedRuns):
+    """Runs of one seed on the lab's copy of the data.
 
     Args:
         lab: the lab.
@@ -113,9 +123,3 @@ class LabRuns(Runs):
 
     def _moved(self, spec: dict[str, Any]) -> dict[str, Any]:
         return {**spec, "path": str(self.lab.data(Path(spec["path"]).name))}
-
-    def _start(self, module: str, arguments: list[str], log: Path) -> int:
-        main = importlib.import_module(f"bluelm_lightning.cli.{module}").main
-        process = forked(lambda: main(arguments), log)
-        process.join()
-        return process.exitcode

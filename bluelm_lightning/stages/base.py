@@ -55,6 +55,7 @@ class Stage(L.LightningModule):
         self._labelled: Tensor | None = None
         self._window: dict[str, tuple[Any, Any]] = {}  # source -> sum and number of losses since the last log line
         self._saved_rng: dict[str, Any] | None = None
+        self.document_losses: tuple[Tensor, Tensor] | None = None
 
     # ------------------------------------------------------------------ what others may ask
     @property
@@ -116,7 +117,16 @@ class Stage(L.LightningModule):
         return hidden.flatten(0, 1)[places], batch.labels.flatten()[places], batch.segments.flatten()[places]
 
     def _log_losses(self, losses: Tensor, docs: Tensor, batch: PackedBatch, phase: str) -> None:
-        """Mean loss, and mean loss of each source, over all labelled tokens since the last log line."""
+        """Mean loss, and mean loss of each source, over all labelled tokens since the last log line.
+
+        Leaves in ``document_losses`` what the documents of the last training batch had: summed loss and number of
+        labelled tokens, float32[D] each, for callbacks.
+        """
+        if phase == "train":
+            each = torch.zeros(2, len(batch.sources), device=docs.device)
+            pairs = torch.stack([losses.float(), torch.ones_like(losses, dtype=torch.float32)])
+            each.index_add_(1, docs, pairs)
+            self.document_losses = each[0], each[1]
         names = sorted(set(batch.sources))
         numbers = [names.index(source) for source in batch.sources]  # none in a batch of padding alone
         index = torch.tensor(numbers, dtype=torch.long, device=docs.device)[docs]
