@@ -93,6 +93,10 @@ class LabRuns(ForkedRuns):
         super().__init__(lab.root / f"seed_{seed}", "")
         self.lab, self.seed = lab, seed
 
+    def of_seed(self, seed: int) -> LabRuns:
+        """Runs of another seed; add their ``keys`` to these to name them as parents."""
+        return LabRuns(self.lab, seed)
+
     def fit(self, name: str, config: str, parents: Sequence[str] = (), options: Sequence[str] = ()) -> Path:
         """As :meth:`Runs.fit`; sources of the YAML are read from the lab. Two claims that ask for it do it once."""
         seeded = [f"--seed_everything={self.seed}", f"--data.seed={self.seed}"]

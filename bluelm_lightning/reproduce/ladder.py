@@ -1,6 +1,7 @@
-"""The rungs that several claims stand on: the report's stages with mini models, each run once a seed.
+"""The rungs that several claims stand on: the report's stages with mini models.
 
 teacher -> pruned student, distilled -> (with a tower trained by captions) adapter alone -> everything unfrozen.
+Teacher and tower are trained once, with seed 0, and every seed starts from them; all else is run once a seed.
 Our sizes: decoders of 0.5M (teacher) and 0.2M parameters, rows of 256 tokens, 1024 tokens a step.
 """
 
@@ -25,8 +26,10 @@ def steps(number: int, horizon: int | None = None) -> list[str]:
 
 def student(runs: LabRuns) -> Path:
     """A pruned teacher, distilled."""
-    runs.fit("teacher", "tiny/mini_teacher.yaml")
-    runs.prune("pruned", "{teacher}", ["--layers=2", "--width=64", "--groups=2", "--neurons=192"])
+    shared = runs.of_seed(0)
+    shared.fit("teacher", "tiny/mini_teacher.yaml")
+    shared.prune("pruned", "{teacher}", ["--layers=2", "--width=64", "--groups=2", "--neurons=192"])
+    runs.keys |= shared.keys
     weights = "--model.teacher_weights={teacher}/checkpoints/last.ckpt"
     return runs.fit("student", "tiny/mini_distill.yaml", (), [weights, "--model.vlm.decoder.checkpoint={pruned}"])
 
@@ -34,7 +37,11 @@ def student(runs: LabRuns) -> Path:
 def tower(lab: Lab, runs: LabRuns) -> Path:
     """A tower that has learnt from captions, in the place of SigLIP2."""
     sources = lab.sources({"digit_caption": {"token_weight": 0.6, "epochs": 1}, "digits_caption": 0.4})
-    return runs.fit("tower", "tiny/mini_joint.yaml", (), [sources, *steps(300), "--model.optimizer.lr=3.0e-3"])
+    shared = runs.of_seed(0)
+    options = [sources, *steps(300), "--model.optimizer.lr=3.0e-3"]
+    folder = shared.fit("tower", "tiny/mini_joint.yaml", (), options)
+    runs.keys |= shared.keys
+    return folder
 
 
 def align(lab: Lab, runs: LabRuns) -> Path:
