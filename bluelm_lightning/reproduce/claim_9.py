@@ -35,7 +35,7 @@ CLAIM = Claim(
     unit="points",
     tried=f"A model of 0.2M parameters learns sums of 1 to 4 digits for {_TAUGHT_STEPS} steps, and then by GRPO for "
     f"{_RL_STEPS} collections of 16 prompts and 8 rollouts, from a pool of 410 sums of {', '.join(map(str, _LENGTHS))} "
-    "digits, as many of each length. Ours draws with PassRateBand over the lengths and PassRateLedger over the prompts, "
+    "digits, as many of each length. Ours draws with PassRateBand over lengths and PassRateLedger over prompts, "
     "the other uniformly. A group is informative when its rewards differ. The mean is over all collections, those "
     "included in which nothing is known yet. Steps and pool were chosen on seed 100, which is not among the seeds.",
 )
