@@ -41,4 +41,4 @@ def test_checkpointing_and_the_chunked_loss_bound_what_a_token_costs(benchmark):
 
     neither, both = per_token(False, False), per_token(True, True)
     assert neither > 2 * 4 * 4096  # bytes: float32 logits and their gradient
-    assert both < neither / 8
+    assert both < neither / 4  # what is left: the input of each block, and one block of three that is computed again
