@@ -17,16 +17,18 @@ CLAIM = Claim(
     report="thinking gains up to 40 points on AIME25 and 19.2 on MathVision over the non-thinking mode.",
     baseline="the same weights asked not to think, mean accuracy of the tasks in percent",
     unit="points",
-    tried="The mixed arm of claim 4 is fine-tuned in both modes on sums of four digits in a picture and of three to "
-    "four terms as text, 400 steps of 1024 tokens, six passes in ten with the trace. 200 held-out questions a task, "
-    "greedy, at most 64 new tokens. The gain is that of the task where it is smallest, so every task must gain.",
+    tried="A model that has learnt to read digits is fine-tuned in both modes on sums of four digits in a picture "
+    "and of three to four terms as text: 450 steps of 3072 tokens, six passes in ten with the trace. 200 held-out "
+    "questions a task, greedy, at most 64 new tokens. The gain is that of the task where it is smallest, so every task "
+    "must gain. In a trial with a third of the tokens neither mode had learnt to add: "
+    "thinking 11 % on digits and 4 % on text, without 8 and 4 %.",
 )
 
 
 def measure(lab: Lab, seed: int) -> Measured:
     runs = lab.runs(seed)
-    ladder.reason_inside(lab, runs)
-    stage, data = lab.load(runs.fit("sft", "tiny/mini_sft.yaml", ["{reason_inside}"]))
+    ladder.tower(lab, runs)
+    stage, data = lab.load(runs.fit("sft", "tiny/mini_sft.yaml", ["{tower}"]))
     samples = [sample for task in TASKS for sample in lab.held_out(task)]
     results, _ = evaluate(stage.vlm, data.encoder, samples, max_new_tokens=64)
     thinking, direct = (
