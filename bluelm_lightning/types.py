@@ -79,6 +79,7 @@ class PackedBatch:
     sample_ids: list[str]  # D names
     sources: list[str]  # D names
     cursor: int = 0  # serial number in the loader; the loader's state is saved up to the last batch trained on
+    refs: list[Ref] = field(default_factory=list)  # D references, where a loader drew the documents
 
     @property
     def num_tokens(self) -> int:
@@ -142,6 +143,7 @@ class Prompt:
     thinking: bool  # whether the prompt asks for thinking
     budget: int | None = None  # most thinking tokens; None = free, 0 = none
     seed: int = 0  # of the sampling: the same prompt and seed give the same rollouts, whatever the neighbours
+    ref: Ref | None = None  # where it was drawn
 
 
 @dataclass
@@ -219,6 +221,19 @@ class StepSchedule(Protocol):
     def value_at(self, step: int) -> Any: ...
 
 
+class SharePolicy:
+    """Shares of the sources out of what a ledger says of them, as a pure function; YAML finds subclasses by name."""
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """Plain values: a checkpoint keeps them, and a resume compares them."""
+        return {"policy": type(self).__name__, **vars(self)}
+
+    def shares(self, figures: dict[str, Any], step: int) -> dict[str, float]:
+        """Weight of each source, none negative, on any scale; ``figures`` are ``SourceFigures`` by name of source."""
+        raise NotImplementedError
+
+
 class StageModel(Protocol):
     """What data modules and callbacks may ask of the root module."""
 
@@ -227,6 +242,8 @@ class StageModel(Protocol):
 
     @property
     def vocab_size(self) -> int: ...
+
+    def gradient_factor(self) -> float: ...  # from gradients of the backward passes to those of the step
 
     def generate(self, prompts: list[Encoded], **sampling: Any) -> list[Generation]: ...
 

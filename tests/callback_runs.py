@@ -51,12 +51,22 @@ class Recorder(Logger):
 def fit(tmp_path, tokenizer_folder):
     """Trains a tiny stage; every piece can be replaced."""
 
-    def run(*callbacks, steps=4, stage=None, samples=SAMPLES, val=None, ckpt_path=None, folder=tmp_path, **options):
+    def run(
+        *callbacks,
+        steps=4,
+        stage=None,
+        samples=SAMPLES,
+        val=None,
+        ckpt_path=None,
+        folder=tmp_path,
+        max_repeats=None,
+        **options,
+    ):
         torch.manual_seed(0)
         stage = stage or Stage(tiny_vlm(), AdamW(lr=1e-3))
         val_sources = [SourceSpec(source=val, name="held_out")] if val else None
         data = MultimodalDataModule(
-            tokenizer_folder, [SourceSpec(source=samples, name="tiny")], val_sources,
+            tokenizer_folder, [SourceSpec(source=samples, name="tiny", max_repeats=max_repeats)], val_sources,
             row_tokens=48, batch_rows=2, num_workers=0,
         )  # fmt: skip
         recorder = Recorder()

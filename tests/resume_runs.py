@@ -22,7 +22,14 @@ torch.set_num_threads(1)
 from tiny import tiny_tokenizer, tiny_vlm  # noqa: E402
 from tiny_data import Talks, Texts, loader_of  # noqa: E402
 
-from bluelm_lightning.callbacks import LengthPhase, LengthSchedule, SharePoint, ShareSchedule  # noqa: E402
+from bluelm_lightning.callbacks import (  # noqa: E402
+    KeyDataResampling,
+    LengthPhase,
+    LengthSchedule,
+    SharePoint,
+    ShareSchedule,
+)
+from bluelm_lightning.data.policies import LearningProgress  # noqa: E402
 from bluelm_lightning.datamodules import SFTDataModule, SourceSpec  # noqa: E402
 from bluelm_lightning.stages import AdamW, SFTStage, WarmupCosine  # noqa: E402
 from bluelm_lightning.types import Ref  # noqa: E402
@@ -46,10 +53,14 @@ RUNS: dict[str, dict] = {
     "moving rows and shares": {"moving": True},
     "moving rows and shares, two workers": {"moving": True, "workers": 2, "workers_later": 1},
     "two processes": {"epochs": 0.5, "kill_after": 7, "world": 2},
+    "resampled": {"resampled": True},
+    "resampled, two workers": {"resampled": True, "workers": 2, "workers_later": 1},
+    "resampled, two processes": {"resampled": True, "world": 2},
 }
 # Workers, validation and the trainer's epochs change nothing: these runs are held against one that has none of them.
 WHOLE = {name: name if run.get("world") or "accumulation" in name else "no worker" for name, run in RUNS.items()}
 WHOLE |= {name: "moving rows and shares" for name, run in RUNS.items() if run.get("moving")}
+WHOLE |= dict.fromkeys(("resampled", "resampled, two workers"), "resampled")
 WHOLE |= dict.fromkeys(("killed in the second round", "saved at the end of rounds"), "killed in the second round")
 
 
@@ -69,10 +80,15 @@ class Diary(L.Callback):
 
 
 def fit(folder: Path, diary: str, kill_after: int | None = None, resume: bool = False, **run) -> None:
-    epochs, sources = run.get("epochs"), [Talks(40), Texts(25)]
+    ranks = run.get("world", 1)
+    size = ranks if run.get("resampled") else 1  # its samples have limits and must last
+    epochs, sources = run.get("epochs"), [Talks(40 * size), Texts(25 * size)]
     data = SFTDataModule(
         tokenizer=str(FOLDER / "tokenizer"),
-        sources=[SourceSpec(source=source, weight=2 - n, epochs=epochs) for n, source in enumerate(sources)],
+        sources=[
+            SourceSpec(source=source, weight=2 - n, epochs=epochs, max_repeats=2 - n if run.get("resampled") else None)
+            for n, source in enumerate(sources)
+        ],
         val_sources=[SourceSpec(source=Texts(5))] if run.get("val") else None,
         row_tokens=96,
         batch_rows=2,
@@ -82,20 +98,25 @@ def fit(folder: Path, diary: str, kill_after: int | None = None, resume: bool = 
     stage = SFTStage(tiny_vlm(config={"attention_dropout": 0.3}), AdamW(lr=1e-2), schedule)
     every = {"save_on_train_epoch_end": True} if run.get("every_round") else {"every_n_train_steps": 3}
     saver = ModelCheckpoint(folder / "saved", filename="last", save_top_k=1, enable_version_counter=False, **every)
-    ranks = run.get("world", 1)
     strategy = DDPStrategy(process_group_backend="gloo") if ranks > 1 else "auto"
     settings = {"max_steps": STEPS, "num_sanity_val_steps": 0, "log_every_n_steps": 1, **run.get("trainer", {})}
     trainer = L.Trainer(
         accelerator="cpu", devices=ranks, strategy=strategy, use_distributed_sampler=False, logger=False,
         enable_progress_bar=False, enable_model_summary=False, default_root_dir=folder,
-        callbacks=[saver, Diary(folder / diary, kill_after), *moving(run)], **settings,
+        callbacks=[saver, Diary(folder / diary, kill_after), *moving(run, folder, diary)], **settings,
     )  # fmt: skip
     torch.manual_seed(1 if resume else 0)  # a resume must not live on the seed
     trainer.fit(stage, datamodule=data, ckpt_path=folder / "saved/last.ckpt" if resume else None, weights_only=True)
 
 
-def moving(run: dict) -> list[L.Callback]:
-    """Rows grow at steps 4 and 9, on either side of what is lost; the texts' share rises all the time."""
+def moving(run: dict, folder: Path, diary: str) -> list[L.Callback]:
+    """Rows grow at steps 4 and 9, on either side of what is lost; the texts' share rises all the time.
+
+    Or: shares follow what is learnt, from step 5 on by the losses of the first two.
+    """
+    if run.get("resampled"):
+        ledger = folder / ("whole.npz" if diary == "whole" else "resumed.npz")
+        return [KeyDataResampling(LearningProgress(0.1), 2, str(ledger))]
     if not run.get("moving"):
         return []
     phases = [LengthPhase(0, 96, 3), LengthPhase(4, 128, 2), LengthPhase(9, 192, 1)]

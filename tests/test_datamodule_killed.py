@@ -7,6 +7,7 @@ import sys
 from collections import Counter
 from pathlib import Path
 
+import numpy as np
 import pytest
 from resume_runs import RUNS, WHOLE
 
@@ -56,3 +57,35 @@ def test_two_processes_share_a_round_and_end_it_together(runs):
     together = Counter(first_rounds[0] + first_rounds[1])
     assert set(together.values()) == {1}
     assert len(together) == 20 + 12  # half of 40 and of 25
+
+
+def ledger(path: Path) -> dict:
+    """All that the file holds, but for the name of the run that wrote it."""
+    with np.load(path) as file:
+        notes = json.loads(file["notes"].tobytes())
+        return {name: file[name].tobytes() for name in file.files if name != "notes"} | {"notes": notes | {"run": ""}}
+
+
+def test_the_ledger_of_a_killed_run_is_the_same_to_the_bit(runs):
+    for name in ("resampled", "resampled, two workers", "resampled, two processes"):
+        assert ledger(runs / name / "resumed.npz") == ledger(runs / WHOLE[name] / "whole.npz")
+
+
+def test_shares_followed_what_was_learnt_and_caps_held(runs):
+    plain, moved = (diary(runs / name, "whole") for name in ("no worker", "resampled"))
+    assert [line["samples"] for line in plain[:2]] == [line["samples"] for line in moved[:2]]
+    assert plain[6:] != moved[6:]
+    for name, ranks in (("resampled", 1), ("resampled, two processes", 2)):
+        lines = [line for rank in range(ranks) for line in diary(runs / name, "whole", rank)]
+        seen = Counter(sample for line in lines for sample in line["samples"])
+        assert max(times for sample, times in seen.items() if sample.startswith("texts")) == 1
+        assert max(times for sample, times in seen.items() if sample.startswith("talks")) == 2
+
+
+def test_two_processes_decide_the_same(runs):
+    """Each sees other samples; had they other shares, samples would be drawn twice or never."""
+    ranks = [diary(runs / "resampled, two processes", "whole", rank) for rank in (0, 1)]
+    first, second = ({sample for line in rank for sample in line["samples"] if "texts" in sample} for rank in ranks)
+    assert first
+    assert second
+    assert not first & second

@@ -6,13 +6,16 @@ import pytest
 import torch
 from tiny import question, tiny_encoder, tiny_vlm
 
+from bluelm_lightning.data.encode import Encoder
 from bluelm_lightning.data.packing import pack
+from bluelm_lightning.data.tokenizer import load_tokenizer, train_tokenizer
 from bluelm_lightning.errors import ConfigError
+from bluelm_lightning.recipe.__main__ import needles_found
 from bluelm_lightning.recipe.corpus import docstrings
-from bluelm_lightning.recipe.needles import needle
+from bluelm_lightning.recipe.needles import KINDS, WORDS, needle
 from bluelm_lightning.recipe.probes import document_scores, probe
 from bluelm_lightning.recipe.runs import Runs
-from bluelm_lightning.types import IGNORE
+from bluelm_lightning.types import IGNORE, ImageSpec
 
 HAYSTACK = ["one two three four five six seven", "eight nine ten"]
 
@@ -30,28 +33,55 @@ def test_docstrings_of_a_module_are_in_one_split():
     assert not held_out & training
 
 
-def test_every_answer_of_a_needle_stands_in_the_text_after_its_name():
-    sample = needle(HAYSTACK, 120, words, seed=3, needles=5, questions=4)
+def test_every_answer_of_a_needle_stands_in_the_text_after_its_kind():
+    sample = needle(HAYSTACK, 120, words, seed=3, questions=3)
     asked = [turn["content"] for turn in sample.messages[::2]]
-    told = dict(re.findall(r"the code of (\w+) is (\d+)\.", asked[0]))
-    names = [re.findall(r"the code of (\w+)\?", text)[0] for text in asked]
-    assert len(told) == 5
-    assert len(set(names)) == 4
-    assert [turn["content"] for turn in sample.messages[1::2]] == [told[name] for name in names]
+    told = dict(re.findall(r"the (\w+) is (\w+)\.", asked[0]))
+    kinds = [re.findall(r"the (\w+)\?", text)[0] for text in asked]
+    assert set(told) == set(KINDS)
+    assert len(set(kinds)) == 3
+    assert [turn["content"] for turn in sample.messages[1::2]] == [f" {told[kind]}" for kind in kinds]
+    assert sample.answer == told[kinds[-1]]
 
 
 @pytest.mark.parametrize("depth", [0.0, 0.5, 1.0])
 def test_the_needle_asked_first_stands_at_its_depth(depth):
     sample = needle(HAYSTACK, 300, words, seed=1, depth=depth)
     text = sample.messages[0]["content"]
-    code = sample.messages[1]["content"]
-    assert text.index(f"is {code}.") / len(text) == pytest.approx(depth, abs=0.12)
+    word = sample.messages[1]["content"]
+    assert text.index(f"is{word}.") / len(text) == pytest.approx(depth, abs=0.12)
 
 
 @pytest.mark.parametrize("tokens", [80, 400])
 def test_a_needle_is_as_long_as_asked(tokens):
     sample = needle(HAYSTACK, tokens, words, seed=2)
     assert tokens - 12 <= sum(words(turn["content"]) for turn in sample.messages) <= tokens
+
+
+def test_the_text_around_needles_holds_no_word_of_theirs():
+    sample = needle(["one otter, two (Heron) amber-like three"], 200, words, seed=4)
+    text = re.sub(r"the \w+ is \w+\.", "", sample.messages[0]["content"].split("\n")[0])
+    assert {word.lower() for word in text.split()} == {"one", "two", "(heron)", "three"}  # a capital is another token
+
+
+def test_an_answer_is_one_token_the_very_one_of_the_text(tmp_path):
+    tokenizer = train_tokenizer(["one two three"] * 9, 300, tmp_path, WORDS)
+    sample = needle(HAYSTACK, 60, lambda text: len(tokenizer(text).input_ids), seed=5)
+    for one in (tokenizer, load_tokenizer(tmp_path)):
+        doc = Encoder(one, ImageSpec(1, 1))(sample)
+        first = int((doc.labels != IGNORE).nonzero()[0])
+        assert (doc.labels != IGNORE).sum() == 2  # the word, and the end
+        assert (doc.ids == doc.labels[first]).sum() == 2  # in the text, and as the answer
+
+
+# ---------------------------------------------------------------- what is said
+def test_needles_are_told_before_and_after_the_long_context_stage():
+    def row(stage, short, long):
+        scores = {f"needle_{n}": {"exact": share} for n, share in ((256, short), (2048, long))}
+        return {"stage": stage, "text": {"loss": 1.0}, **scores}
+
+    rows = [row("joint", 0.1, 0.0), row("reasoning", 0.9, 0.1), row("long_context", 0.95, 0.8), row("long_sft", 0, 0)]
+    assert needles_found(rows).endswith(": 256 tokens 90 -> 95 %, 2048 tokens 10 -> 80 %")
 
 
 # ---------------------------------------------------------------- probes
@@ -66,7 +96,7 @@ def test_a_probe_scores_each_document_as_it_would_be_alone():
         alone = torch.nn.functional.cross_entropy(logits[kept], doc.labels[kept], reduction="sum")
         assert loss == pytest.approx(float(alone), rel=1e-5)
         assert count == int(kept.sum())
-        assert hit == bool((logits[kept].argmax(-1) == doc.labels[kept]).all())
+        assert hit == int((logits[kept].argmax(-1) == doc.labels[kept]).sum())
     assert probe(vlm, encoder, samples).count == 4
 
 

@@ -1,12 +1,11 @@
 """The judge against real HTTP servers: right, slow, down, talking nonsense, and recovering. Nothing becomes a zero."""
 
 import json
-import threading
 import time
 from contextlib import contextmanager
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
+from endpoints import chat_server
 from rollouts import rollout
 from tiny import png
 
@@ -29,28 +28,8 @@ HALF = (10 + 10 + 7 + 1 - 4) / 4 / 9  # mean above the lowest grade, over the ra
 @contextmanager
 def server(reply):
     """An endpoint that answers each request with what ``reply(number, prompt)`` returns: a text, or an HTTP code."""
-    seen = []
-
-    class Handler(BaseHTTPRequestHandler):
-        def do_POST(self):
-            body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-            seen.append(body)
-            said = reply(len(seen), body["messages"][0]["content"])
-            self.send_response(said if isinstance(said, int) else 200)
-            self.end_headers()
-            if isinstance(said, str):
-                self.wfile.write(json.dumps({"choices": [{"message": {"content": said}}]}).encode())
-
-        def log_message(self, *args):
-            pass
-
-    made = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    threading.Thread(target=made.serve_forever, daemon=True).start()
-    try:
-        yield f"http://127.0.0.1:{made.server_port}/v1", seen
-    finally:
-        made.shutdown()
-        made.server_close()
+    with chat_server(lambda number, body: reply(number, body["messages"][0]["content"])) as (url, seen):
+        yield url, seen
 
 
 def judge(url, timeout_s=5.0, **options):

@@ -5,6 +5,7 @@ from bluelm_lightning.callbacks.monitors import GradNorms, StopOnNaN, TrainingSt
 from bluelm_lightning.callbacks.online_evaluation import OnlineEvaluation
 from bluelm_lightning.callbacks.preview import BatchPreview
 from bluelm_lightning.callbacks.progress import TrainingProgress
+from bluelm_lightning.callbacks.resampling import KeyDataResampling
 from bluelm_lightning.callbacks.rl_alarms import Alarm, RLAlarms
 from bluelm_lightning.callbacks.rollout_table import RolloutTable
 from bluelm_lightning.callbacks.samples import SampleTable
@@ -18,6 +19,7 @@ __all__ = [
     "Alarm",
     "BatchPreview",
     "GradNorms",
+    "KeyDataResampling",
     "LengthPhase",
     "LengthSchedule",
     "Lineage",

@@ -25,3 +25,13 @@ def share(source: str) -> str:
 def accuracy(task: str, mode: str) -> str:
     """Share of right answers to held-out prompts, 0 .. 1: ``eval/accuracy/digits_sum/thinking``."""
     return f"eval/accuracy/{task}/{mode}"
+
+
+def resampling_share(source: str) -> str:
+    """Share of a source that KeyDataResampling gave the step, 0 .. 1."""
+    return f"resampling/share/{source}"
+
+
+def resampling_epochs(source: str) -> str:
+    """Times that the run has seen the mean sample of a source, as of the last decision."""
+    return f"resampling/epochs/{source}"

@@ -5,6 +5,7 @@ bluelm-data convert parquet scienceqa/ shards/scienceqa --question question --an
 bluelm-data convert images pictures/ shards/pictures --caption folder
 bluelm-data run data/curate.yaml --output curated
 bluelm-data show shards/llava --count 3
+bluelm-data synthesize data/synthesize.yaml
 """
 
 from __future__ import annotations
@@ -13,10 +14,10 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-from bluelm_lightning.cli import data_convert, data_run, data_show
+from bluelm_lightning.cli import data_convert, data_run, data_show, data_synthesize
 
 # Each adds one command: `add(commands)` declares it and sets `run`, which is given the parsed arguments.
-COMMANDS = (data_convert, data_run, data_show)
+COMMANDS = (data_convert, data_run, data_show, data_synthesize)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -32,7 +32,7 @@ def explain(layers: Layers, hints: dict[str, Any], message: str) -> ConfigError:
                 raise ConfigError("is missing; give it in a --config file, such as 3b/sft.yaml", key)
     except ConfigError as error:
         return _with_origin(error, layers)
-    return ConfigError(_innermost(message))
+    return ConfigError(innermost(message))
 
 
 def check_changes(layers: Layers, hints: dict[str, Any]) -> None:
@@ -72,7 +72,8 @@ def _base_at(key: str, values: Any, hints: dict[str, Any]) -> type | None:
     return next(iter(classes_of(hint)), None)
 
 
-def _innermost(message: str) -> str:
+def innermost(message: str) -> str:
+    """What jsonargparse complains about, without what it says around it, in one line."""
     noise = r"Does not validate|Subtypes:|Errors:|Given value|- Expected a <class 'NoneType'>"
     lines = [line.strip(" -") for line in message.splitlines() if line.strip() and not re.search(noise, line)]
     text = re.sub(r'Parser key "([^"]+)":;', r"\1:", "; ".join(lines))

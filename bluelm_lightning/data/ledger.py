@@ -50,6 +50,11 @@ class PassRateLedger:
         before = self.rates.get(key)
         self.rates[key] = (rate if before is None else self.memory * before[0] + (1 - self.memory) * rate, draw)
 
+    def inherit(self, rates: dict[tuple[int, int], float]) -> None:
+        """Pass rates of an earlier stage, by (source, index), for prompts that this one has not asked."""
+        for key, rate in rates.items():
+            self.rates.setdefault(key, (rate, 0))
+
     @property
     def settings(self) -> list[float]:
         """What the order of prompts depends on."""

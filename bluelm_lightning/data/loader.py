@@ -136,6 +136,9 @@ class PackedLoader:
             self.mixture.renew()
             stream = self._stream()
             stood = self._fill(pending, stream, stood)
+        if self.mixture.spent and not self._anyone(pending):
+            reason = f"after {cursor + 1} batches every sample has been seen max_repeats times"
+            raise DataError(f"{reason}; raise data.sources.max_repeats, add data, or set fewer steps")
         if self.skipped and not self._anyone(pending):
             raise DataError(f"no sample can be used, skipped by source: {dict(self.skipped)}; see the reasons above")
         while self._anyone(pending):
@@ -184,6 +187,7 @@ class PackedLoader:
         taken = {i for row in rows for i in row}
         documents = [[part for i in row for part in parts_of(pending[i].doc)] for row in rows]
         batch = pack(documents, plan.row_tokens, self.pad_id, cursor)
+        batch.refs = [pending[i].ref for row in rows for i in row for _ in parts_of(pending[i].doc)]
         return batch, [p for i, p in enumerate(pending) if i not in taken]
 
     def _stream(self) -> Iterator[_Chunk]:

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from bluelm_lightning.data.admission import Admission
 from bluelm_lightning.errors import ConfigError
 from bluelm_lightning.types import Ref
 
@@ -47,6 +48,7 @@ class Mixture:
         seed: orders are drawn from (seed, source, epoch).
         shuffle: ``False`` reads each source in its own order.
         window: shards that are shuffled together.
+        admission: which samples may still be seen; the others are passed over, and a source without any is left out.
 
     Raises:
         ConfigError: no source, an empty source, less than one sample in a round, or weights that are not positive.
@@ -61,6 +63,7 @@ class Mixture:
         seed: int = 0,
         shuffle: bool = True,
         window: int = 16,
+        admission: Admission | None = None,
     ) -> None:
         if not lengths or min(lengths) <= 0:
             raise ConfigError(f"every source needs at least one sample, sizes are {list(lengths)}", "data.sources")
@@ -73,6 +76,7 @@ class Mixture:
             raise ConfigError(f"weights must be positive numbers, got {self.weights}", "data.sources.weight")
         self.block_sizes = list(block_sizes or [None] * len(lengths))
         self.seed, self.shuffle, self.window = seed, shuffle, window
+        self.admission = admission or Admission([None] * len(lengths))
         self.credits = [0.0] * len(lengths)
         self.counts = [0] * len(lengths)
         self.rounds = 1
@@ -83,7 +87,13 @@ class Mixture:
 
     @property
     def endless(self) -> bool:
-        return None in self.limits
+        return any(limit is None and most is None for limit, most in zip(self.limits, self.admission.most))
+
+    @property
+    def spent(self) -> bool:
+        """Whether no sample may be seen again, in any round."""
+        bounds = ((count, most, n) for count, most, n in zip(self.counts, self.admission.most, self.lengths))
+        return all(most is not None and count >= most * n for count, most, n in bounds)
 
     def renew(self) -> None:
         """Begin another round."""
@@ -108,8 +118,7 @@ class Mixture:
         self.weights = list(weights)
 
     def __next__(self) -> Ref:
-        rounds = self.rounds
-        open_ = [i for i, limit in enumerate(self.limits) if limit is None or self.counts[i] < limit * rounds]
+        open_ = [i for i in range(len(self.lengths)) if self._find(i)]
         if not open_:
             raise StopIteration
         open_ = [i for i in open_ if self.weights[i] > 0] or open_  # a share may be 0 for a while
@@ -119,9 +128,23 @@ class Mixture:
         behind = [i for i in open_ if self.credits[i] > 1e-9] or open_  # a source that ended may have left a debt
         source = min(behind, key=lambda i: ((1.0 - self.credits[i]) / (self.weights[i] or 1.0), i))
         self.credits[source] -= 1.0
-        epoch, place = divmod(self.counts[source], self.lengths[source])
+        ref = self._next_of(source)
         self.counts[source] += 1
+        return ref
+
+    def _next_of(self, source: int) -> Ref:
+        epoch, place = divmod(self.counts[source], self.lengths[source])
         return Ref(source, epoch, int(self._order(source, epoch)[place]))
+
+    def _find(self, source: int) -> bool:
+        """Pass over what may not be seen again; whether anything is left of the source in this round."""
+        limit, most = self.limits[source], self.admission.most[source]
+        end = float("inf") if limit is None else limit * self.rounds
+        if most is not None:
+            end = min(end, most * self.lengths[source])
+            while self.counts[source] < end and not self.admission.admits(self._next_of(source)):
+                self.counts[source] += 1
+        return self.counts[source] < end
 
     def _order(self, source: int, epoch: int) -> np.ndarray:
         held = self._orders.get(source)

@@ -11,6 +11,7 @@ from typing import Any
 from bluelm_lightning.data.budgets import BudgetRange
 from bluelm_lightning.data.encode import Encoder
 from bluelm_lightning.data.ledger import PassRateLedger
+from bluelm_lightning.data.loader import Course
 from bluelm_lightning.data.mixture import Mixture, hand_out
 from bluelm_lightning.errors import ConfigError, DataError
 from bluelm_lightning.types import Prompt, Ref, Source
@@ -70,6 +71,7 @@ class PromptDrawer:
         thinking_shares: for each source, the share of prompts that ask for thinking; None = all.
         ledger: passes over prompts that teach nothing; None: every prompt is asked.
         rank, world_size: of every ``world_size`` prompts this process takes one, by no fixed place.
+        course: which shares the sources have, by number of the collection; default: those of the mixture.
     """
 
     sources: Sequence[Source]
@@ -80,9 +82,18 @@ class PromptDrawer:
     ledger: PassRateLedger | None = None
     rank: int = 0
     world_size: int = 1
+    course: Course | None = None
+    collections: int = field(default=0, init=False)
     draws: int = field(default=0, init=False)
     skipped: int = field(default=0, init=False)
     refused: int = field(default=0, init=False)
+
+    def begin(self) -> None:
+        """A collection begins: its shares hold."""
+        weights = self.course.weights_at(self.collections) if self.course else None
+        if weights is not None:
+            self.mixture.set_weights(weights)
+        self.collections += 1
 
     def draw(self, count: int, budgets: BudgetRange) -> list[Asked]:
         """The next ``count`` prompts. Raises DataError: a hundred in a row cannot be used."""
@@ -112,6 +123,8 @@ class PromptDrawer:
         """The next sample of this process; None for one of another."""
         ref = next(self.mixture, None)
         if ref is None:  # every source has had its epochs
+            if self.mixture.spent:
+                raise DataError("every prompt has been asked max_repeats times; raise data.sources.max_repeats")
             self.mixture.renew()
             return None
         turn, place = divmod(self.draws, self.world_size)
@@ -130,7 +143,7 @@ class PromptDrawer:
         budget = budget if thinking else None
         seed, states = rng.getrandbits(48), rng.random() < self.plan.stated_share
         encoded = self.encoder.prompt(sample, thinking, budget if states else None)
-        return Prompt(sample, encoded, thinking, budget, seed)
+        return Prompt(sample, encoded, thinking, budget, seed, ref)
 
     def record(self, asked: Sequence[Asked], rates: dict[int, float]) -> None:
         """Pass rates by number of the group, which is the place in ``asked``."""
@@ -140,10 +153,11 @@ class PromptDrawer:
 
     def state_dict(self) -> dict[str, Any]:
         ledger = self.ledger.state_dict() if self.ledger else None
-        return {"mixture": self.mixture.state_dict(), "draws": self.draws, "ledger": ledger}
+        counts = {"draws": self.draws, "collections": self.collections}
+        return {"mixture": self.mixture.state_dict(), **counts, "ledger": ledger}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.mixture.load_state_dict(state["mixture"])
-        self.draws = state["draws"]
+        self.draws, self.collections = state["draws"], state.get("collections", 0)  # none: from before
         if self.ledger and state["ledger"]:
             self.ledger.load_state_dict(state["ledger"])

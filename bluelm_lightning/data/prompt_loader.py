@@ -36,6 +36,7 @@ class PromptLoader:
         self.drawer, self.learner, self.budgets = drawer, learner, budgets or BudgetRange()
         self.marked: dict[str, Any] = {"cursor": -1, "left": [], **self._place()}
         self._states: OrderedDict[int, dict[str, Any]] = OrderedDict()
+        self.collection = 0  # number of the one that the last batch came from
 
     def __len__(self) -> int:
         return _LENGTH  # without a length Lightning would fetch one batch ahead: every rollout one update stale
@@ -58,6 +59,7 @@ class PromptLoader:
                     )
                 continue
             cursor += 1
+            self.collection = place["drawer"].get("collections", 1) - 1
             first, left = replace(left[0], cursor=cursor), left[1:]
             self._states[cursor] = {"cursor": cursor, "left": [dict(vars(item)) for item in left], **place}
             while len(self._states) > 4:
@@ -89,6 +91,7 @@ class PromptLoader:
         count, refills = self.drawer.plan.prompts_per_step, self.drawer.plan.refills
         asked: list[Asked] = []
         scored: list[Scored] = []
+        self.drawer.begin()
         for _ in range(1 + refills):
             new = self.drawer.draw(count - self.learner.informative(scored), budgets)
             scored += self.learner.write([item.prompt for item in new], first_group=len(asked))

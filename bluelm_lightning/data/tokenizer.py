@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -43,15 +43,16 @@ def vocabulary_hash(tokenizer: Any) -> str:
     return hashlib.sha256(repr(sorted(tokenizer.get_vocab().items())).encode()).hexdigest()[:16]
 
 
-def train_tokenizer(texts: Iterable[str], vocab_size: int, folder: str | Path) -> Any:
+def train_tokenizer(texts: Iterable[str], vocab_size: int, folder: str | Path, words: Sequence[str] = ()) -> Any:
     """Train a byte-level BPE in which every digit is a token of its own, and save it to ``folder``.
 
     Args:
         texts: training text.
         vocab_size: at most this many tokens, special tokens included; at least 256 + the special tokens.
         folder: where ``tokenizer.json`` goes.
+        words: each with the space before it is one token more, wherever it stands.
     """
-    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+    from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
     from transformers import PreTrainedTokenizerFast
 
     alphabet = pre_tokenizers.ByteLevel.alphabet()
@@ -68,5 +69,6 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int, folder: str | Path) -
     )
     model.train_from_iterator(texts, trainer)
     tokenizer = add_special_tokens(PreTrainedTokenizerFast(tokenizer_object=model))
+    tokenizer.add_tokens([AddedToken(f" {word}", normalized=False) for word in words])
     tokenizer.save_pretrained(str(folder))
     return tokenizer

@@ -18,12 +18,13 @@ from bluelm_lightning.data.scoring import can_be_asked, is_right, spread
 from bluelm_lightning.data.token_shares import sample_weights
 from bluelm_lightning.data.tokenizer import load_tokenizer, vocabulary_hash
 from bluelm_lightning.datamodules.course import ScheduledCourse
+from bluelm_lightning.datamodules.resampling import Resampled, admission_of
 from bluelm_lightning.datamodules.sources import Renamed, SourceSpec, weights_of
 from bluelm_lightning.errors import ConfigError, DataError
 from bluelm_lightning.types import Encoded, Generation, PackedBatch, Sample, Source, StageModel, StepSchedule
 
 
-class MultimodalDataModule(L.LightningDataModule):
+class MultimodalDataModule(Resampled, L.LightningDataModule):
     """Mixes, encodes and packs sources; its whole position is in the checkpoint.
 
     Tile size, tokens a tile and vocabulary come from the model, so that they are written once.
@@ -104,6 +105,7 @@ class MultimodalDataModule(L.LightningDataModule):
             [spec.epochs for spec in self.specs],
             [source.block_sizes for source in self.opened],
             seed=self.seed,
+            admission=admission_of(self.specs, self.resampler),
         )
         self._train = self._training_loader(mixture, shares)
         if self._loaded is not None:
@@ -126,8 +128,9 @@ class MultimodalDataModule(L.LightningDataModule):
         """From now on ``schedule.value_at(step)`` gives the weight of each source by name, for each step's batches.
 
         Raises:
-            ConfigError: its names are not those of the sources.
+            ConfigError: its names are not those of the sources, or the shares move already.
         """
+        self.refuse_two(self.resampler is not None)
         names = [spec.label for spec in self.specs]
         wrong = sorted(set(names) ^ set(schedule.value_at(0)))
         if wrong:
@@ -212,6 +215,7 @@ class MultimodalDataModule(L.LightningDataModule):
                         getattr(s, key)
                         for key in ("weight", "token_weight", "epochs", "thinking_share", "cut_share", "stated_share")
                     ),
+                    *([s.max_repeats] if s.max_repeats else []),  # not there: as in checkpoints from before
                 ]
                 for s, source in zip(self.specs, self.opened)
             ],

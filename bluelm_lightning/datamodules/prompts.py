@@ -53,7 +53,12 @@ class PromptDataModule(MultimodalDataModule):
         assert self.trainer is not None
         learner: Any = self.trainer.lightning_module
         place = (self.trainer.global_rank, self.trainer.world_size)
-        drawer = PromptDrawer(self.opened, self.encoder, mixture, self.asking, shares, self.ledger, *place)
+        course = None
+        if self.resampler is not None:
+            course = self.course.of(self.plan, [spec.label for spec in self.specs], 1, self._sample_weights)
+            if self.ledger is not None:
+                self.ledger.inherit(self.resampler.known_rates())
+        drawer = PromptDrawer(self.opened, self.encoder, mixture, self.asking, shares, self.ledger, *place, course)
         return PromptLoader(drawer, learner, self.budgets)
 
     def set_budgets(self, low: int, high: int, free_share: float) -> None:
@@ -66,6 +71,10 @@ class PromptDataModule(MultimodalDataModule):
         raise ConfigError("prompts follow no schedule of rows or shares; take the callback away", "trainer.callbacks")
 
     follow_shares = follow_rows
+    lag = 2  # collections: one may be under way in a thread
+
+    def turn(self, step: int) -> int:
+        return self._train.collection if self._train is not None else 0
 
     def _identity(self) -> dict[str, Any]:
         return {**super()._identity(), **asdict(self.asking), "ledger": self.ledger and self.ledger.settings}

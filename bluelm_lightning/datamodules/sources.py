@@ -22,6 +22,8 @@ class SourceSpec:
         weight: share of samples, on any scale; default: in proportion to the samples.
         token_weight: share of tokens instead; the tokens of a sample are measured on a few of each source.
         epochs: passes in one epoch of the trainer, after which it leaves its share to the others; default: without end.
+        max_repeats: most times that one of its samples is seen, over all stages that share a ledger (see
+            ``KeyDataResampling``), in this run where none does; then it leaves its share to the others.
         thinking_share: in which share of the passes a thinking trace is kept; default: always.
         cut_share: in which share of those it is cut at a random place and closed, so that the model learns to answer
             under a thinking budget.
@@ -37,6 +39,7 @@ class SourceSpec:
     thinking_share: float | None = None
     cut_share: float = 0.0
     stated_share: float = 0.0
+    max_repeats: int | None = None
 
     def __post_init__(self) -> None:
         if (self.path is None) == (self.source is None):
@@ -44,6 +47,8 @@ class SourceSpec:
         for key, value, most in ((key, getattr(self, key), math.inf) for key in ("weight", "token_weight", "epochs")):
             if value is not None and not 0 < value < most:
                 raise ConfigError(f"{key} is {value}; give a positive number", f"data.sources.{key}")
+        if self.max_repeats is not None and self.max_repeats < 1:
+            raise ConfigError(f"{self.max_repeats} is below 1; leave the source out", "data.sources.max_repeats")
         for key in ("thinking_share", "cut_share", "stated_share"):
             share = getattr(self, key)
             if share is not None and not 0 <= share <= 1:

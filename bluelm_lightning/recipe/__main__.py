@@ -41,6 +41,7 @@ def main(arguments: list[str]) -> int:
         print(f"recipe: error: {error}", file=sys.stderr)
         return 2
     (ROOT / "summary.json").write_text(json.dumps(rows, indent=1) + "\n")
+    print(needles_found(rows))
     print(f"{time.time() - started:.0f} s in all; what each stage gained: {ROOT / 'summary.json'}")
     return 0
 
@@ -88,6 +89,15 @@ def told(row: dict[str, Any]) -> str:
         if name not in ("stage", "text") and score["count"]
     ]
     return "  ".join(parts)
+
+
+def needles_found(rows: list[dict[str, Any]]) -> str:
+    """What the long-context stage did for looking up, by length of the text."""
+    after = next(number for number, row in enumerate(rows) if row["stage"] == "long_context")
+    names = [name for name in rows[after] if name.startswith("needle_")]
+    shares = [[100 * row[name]["exact"] for row in rows[after - 1 : after + 1]] for name in names]
+    pairs = [f"{name[7:]} tokens {old:.0f} -> {new:.0f} %" for name, (old, new) in zip(names, shares)]
+    return f"needles found before and after the long-context stage: {', '.join(pairs)}"
 
 
 if __name__ == "__main__":

@@ -26,31 +26,34 @@ class Probe:
         loss: mean over their labelled tokens, in nats.
         exact: share of documents whose every labelled token is the likeliest one: what greedy decoding would write.
         count: documents.
+        tokens: share of labelled tokens that are the likeliest one.
     """
 
     loss: float
     exact: float
     count: int
+    tokens: float
 
 
 def probe(vlm: VisionLanguageModel, encoder: Any, samples: Iterable[Sample]) -> Probe:
     """Score samples; those that the model cannot read (pictures, for a text model) are left out."""
     losses, right = document_scores(vlm, encoder, samples)
     tokens = sum(count for _, count in losses) or 1
-    return Probe(sum(loss for loss, _ in losses) / tokens, sum(right) / max(len(right), 1), len(right))
+    whole = sum(hits == count for hits, (_, count) in zip(right, losses))
+    return Probe(sum(loss for loss, _ in losses) / tokens, whole / max(len(right), 1), len(right), sum(right) / tokens)
 
 
 @torch.no_grad()
 def document_scores(
     vlm: VisionLanguageModel, encoder: Any, samples: Iterable[Sample]
-) -> tuple[list[tuple[float, int]], list[bool]]:
-    """(summed loss, labelled tokens) and whether all are right, of each document in order."""
+) -> tuple[list[tuple[float, int]], list[int]]:
+    """(summed loss, labelled tokens), and how many of them are the likeliest one, of each document in order."""
     was = vlm.training
     vlm.eval()
     documents = list(_encoded(encoder, samples))
     if isinstance(vlm, LanguageModel):
         documents = [doc for doc in documents if not len(doc.tiles)]
-    scores: dict[str, tuple[float, int, bool]] = {}
+    scores: dict[str, tuple[float, int, int]] = {}
     for batch in _batches(documents):
         hidden = vlm(batch).flatten(0, 1)
         places = (batch.labels.flatten() != IGNORE).nonzero().flatten()
@@ -59,7 +62,7 @@ def document_scores(
         losses, hits = cross_entropy(logits, labels, reduction="none"), logits.argmax(-1) == labels
         for number, name in enumerate(batch.sample_ids):
             mine = owners == number
-            scores[name] = (float(losses[mine].sum()), int(mine.sum()), bool(hits[mine].all()))
+            scores[name] = (float(losses[mine].sum()), int(mine.sum()), int(hits[mine].sum()))
     vlm.train(was)
     ordered = [scores[doc.id] for doc in documents]
     return [(loss, count) for loss, count, _ in ordered], [hit for _, _, hit in ordered]

@@ -18,6 +18,11 @@ from bluelm_lightning.errors import ConfigError
 _CONFIGS = Path(__file__).parents[1] / "configs"
 
 
+def literal(text: str) -> str:
+    """An option that :class:`Runs` takes as it is: braces doubled, since it reads ``{NAME}`` as the folder of a run."""
+    return text.replace("{", "{{").replace("}", "}}")
+
+
 class Runs:
     """Runs commands of this package into folders of ``root``, each once.
 
@@ -48,7 +53,8 @@ class Runs:
                 shutil.rmtree(folder, ignore_errors=True)
             start = [f"--ckpt_path={last}"] if begun else hand_over
             every = "--checkpoint_every_n_steps=100"
-            self._run(name, ["fit", f"--config={config}", f"--run_dir={folder}", every, *settings, *start])
+            if not (begun and _stands_at_the_end(folder)):
+                self._run(name, ["fit", f"--config={config}", f"--run_dir={folder}", every, *settings, *start])
             (folder / "done.key").write_text(self.keys[folder])
         return folder
 
@@ -84,11 +90,27 @@ class Runs:
     def _run(self, name: str, arguments: list[str]) -> None:
         self.root.mkdir(parents=True, exist_ok=True)
         log = self.root / f"{name}.log"
-        environment = {**os.environ, "WANDB_MODE": "offline", "OMP_WAIT_POLICY": "PASSIVE"}
-        module, *rest = arguments
-        with open(log, "w") as out:
-            command = [sys.executable, "-m", f"bluelm_lightning.cli.{module}", *rest]
-            code = subprocess.run(command, stdout=out, stderr=subprocess.STDOUT, env=environment).returncode
+        code = self._start(arguments[0], arguments[1:], log)
         if code:
             last = (log.read_text().strip().splitlines() or ["no output"])[-1]
             raise ConfigError(f"the run {name} ended with exit code {code}: {last}; see {log}")
+
+    def _start(self, module: str, arguments: list[str], log: Path) -> int:
+        """Exit code of ``python -m bluelm_lightning.cli.MODULE``, whose output goes to ``log``."""
+        environment = {**os.environ, "WANDB_MODE": "offline", "OMP_WAIT_POLICY": "PASSIVE"}
+        with open(log, "w") as out:
+            command = [sys.executable, "-m", f"bluelm_lightning.cli.{module}", *arguments]
+            return subprocess.run(command, stdout=out, stderr=subprocess.STDOUT, env=environment).returncode
+
+
+def _stands_at_the_end(folder: Path) -> bool:
+    """Whether a run was killed between its last checkpoint and its ``done.key``: to go on would be an error."""
+    import torch
+    import yaml
+
+    try:
+        settings = yaml.safe_load((folder / "config.yaml").read_text())
+        saved = torch.load(folder / "checkpoints" / "last.ckpt", map_location="cpu", weights_only=True, mmap=True)
+    except (OSError, RuntimeError, EOFError):  # no settings, half a file: the run itself will say so
+        return False
+    return 0 < settings["trainer"]["max_steps"] <= saved["global_step"]

@@ -97,14 +97,14 @@ class RayEngine(Engine):
             raise ConfigError("engine ray needs pip install 'bluelm-lightning[ray]'", "engine") from error
 
         if not ray.is_initialized():
-            cores = {} if self.address else {"num_cpus": self.processes, "include_dashboard": False}
+            cores: dict[str, Any] = {} if self.address else {"num_cpus": self.processes, "include_dashboard": False}
             ray.init(address=self.address, log_to_driver=False, **cores)
             self._started = True
         if not tasks:
             return
         held = ray.put(list(tasks))
         numbers = ray.data.range(len(tasks), override_num_blocks=len(tasks))
-        done = numbers.map_batches(_work, batch_size=1, fn_kwargs={"held": held}, batch_format="numpy")
+        done = numbers.map_batches(_work, batch_size=1, fn_kwargs={"held": held}, batch_format="numpy")  # type: ignore[arg-type]
         for row in done.iter_rows():
             yield row["result"]
 

@@ -11,6 +11,7 @@ from bluelm_lightning.rl.rewards.model import RewardModel
 from bluelm_lightning.rl.rewards.router import RewardRouter
 from bluelm_lightning.rl.rewards.rules import ExactMatch, MultipleChoice, NumericMatch
 from bluelm_lightning.rl.rewards.service import RemoteReward
+from bluelm_lightning.rl.rewards.steps import Steps, steps_hold
 from bluelm_lightning.rl.rewards.trl import TRLReward
 from bluelm_lightning.rl.rewards.verify import VerifyModel
 
@@ -32,6 +33,8 @@ __all__ = [
     "Reward",
     "RewardModel",
     "RewardRouter",
+    "Steps",
     "TRLReward",
     "VerifyModel",
+    "steps_hold",
 ]

@@ -11,7 +11,7 @@ import urllib.request
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from bluelm_lightning.errors import ConfigError
 from bluelm_lightning.rl.rewards.limits import CircuitBreaker, RateLimiter
@@ -54,21 +54,33 @@ class OpenAIEngine(JudgeEngine):
 
     def complete(self, prompt: str, images: Sequence[bytes] = ()) -> str:
         """Raises OSError: no connection, no answer in time, or an HTTP error."""
-        shown = [{"type": "image_url", "image_url": {"url": _data_url(data)}} for data in images]
+        shown = [image_part(data) for data in images]
         content = [*shown, {"type": "text", "text": prompt}] if shown else prompt
         messages = [{"role": "user", "content": content}]
         body = {"model": self.model, "messages": messages, "temperature": 0, "max_tokens": self.max_tokens}
-        headers = {"Content-Type": "application/json"}
-        if self.api_key_env:
-            headers["Authorization"] = f"Bearer {os.environ.get(self.api_key_env, '')}"
-        request = urllib.request.Request(f"{self.url}/chat/completions", json.dumps(body).encode(), headers)
-        with urllib.request.urlopen(request, timeout=self.timeout_s) as reply:
-            return str(json.load(reply)["choices"][0]["message"]["content"])
+        reply = chat_completion(self.url, body, self.api_key_env, self.timeout_s)
+        return str(reply["choices"][0]["message"]["content"])
 
 
-def _data_url(data: bytes) -> str:
+def chat_completion(url: str, body: dict[str, Any], api_key_env: str | None, timeout_s: float) -> Any:
+    """What a chat endpoint of OpenAI's form replies to ``body``, as parsed JSON.
+
+    Raises:
+        OSError: no connection, no answer in time, or an HTTP error.
+        ValueError: the reply is not JSON.
+    """
+    headers = {"Content-Type": "application/json"}
+    if api_key_env:
+        headers["Authorization"] = f"Bearer {os.environ.get(api_key_env, '')}"
+    request = urllib.request.Request(f"{url}/chat/completions", json.dumps(body).encode(), headers)
+    with urllib.request.urlopen(request, timeout=timeout_s) as reply:
+        return json.load(reply)
+
+
+def image_part(data: bytes) -> dict[str, Any]:
+    """PNG, JPEG or WebP bytes as a part of a message's content."""
     kind = next((name for start, name in _KINDS.items() if data.startswith(start)), "png")
-    return f"data:image/{kind};base64,{base64.b64encode(data).decode()}"
+    return {"type": "image_url", "image_url": {"url": f"data:image/{kind};base64,{base64.b64encode(data).decode()}"}}
 
 
 class Question(NamedTuple):

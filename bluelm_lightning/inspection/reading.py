@@ -1,0 +1,98 @@
+"""Reading: what training would make of a sample, as far as its settings are known."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from typing import Any
+
+from bluelm_lightning.data.encode import Encoder
+from bluelm_lightning.data.pairs import CHOSEN, REJECTED, PairEncoder, parts_of
+from bluelm_lightning.inspection.pictures import Tiling
+from bluelm_lightning.types import Encoded, Sample
+
+
+@dataclass
+class Reading:
+    """How samples become tokens and tiles.
+
+    Args:
+        encoder: of a stage, or made of a tokenizer; None: there are no tokens to show.
+        tiling: how pictures are cut; an encoder brings its own.
+        asks: the stage answers prompts and learns from its answers (reinforcement learning).
+        row_tokens: tokens of a row; None: unknown.
+        thinking_share: in which share of the passes a trace is kept; None: always.
+        notes: what the reader should know of these settings, a sentence each.
+    """
+
+    encoder: Encoder | None = None
+    tiling: Tiling = field(default_factory=Tiling)
+    asks: bool = False
+    row_tokens: int | None = None
+    thinking_share: float | None = None
+    notes: list[str] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        if self.encoder is not None:
+            spec = self.encoder.image_spec
+            self.tiling = Tiling(spec.tile_size, self.encoder.max_grid, self.encoder.thumbnail)
+
+    def documents(self, sample: Sample) -> list[tuple[str, Encoded]]:
+        """The documents that training makes of a sample, by title; none without an encoder.
+
+        A preference has two; a conversation that waits for its answer is a prompt.
+
+        Raises:
+            DataError: the sample cannot be used, for the reason that training would give.
+        """
+        if self.encoder is None:
+            return []
+        thinks = self.thinking_share != 0
+        if self.asks or is_prompt(sample):
+            return [("prompt", self.encoder.prompt(sample, thinks))]
+        sample = sample if thinks else _without_traces(sample)
+        if isinstance(self.encoder, PairEncoder) or is_preference(sample):
+            return list(zip((CHOSEN, REJECTED), parts_of(self._pairs(sample))))
+        return [("sample", self.encoder(sample))]
+
+    @cached_property
+    def special(self) -> frozenset[int]:
+        """Ids of the template's special tokens and of the tokenizer's own."""
+        if self.encoder is None:
+            return frozenset()
+        return frozenset([*self.encoder.special.values(), *self.encoder.tokenizer.all_special_ids])
+
+    @cached_property
+    def _pairs(self) -> Callable[[Sample], Encoded]:
+        made: Any = self.encoder
+        if isinstance(made, PairEncoder):
+            return made
+        return PairEncoder(made.tokenizer, made.image_spec, made.max_grid, made.thumbnail)
+
+
+def is_preference(sample: Sample) -> bool:
+    """A question with an answer that is preferred and one that is not; see `data.pairs`."""
+    return CHOSEN in sample.meta and REJECTED in sample.meta
+
+
+def is_prompt(sample: Sample) -> bool:
+    """A conversation whose last turn waits for an answer."""
+    waits = bool(sample.messages) and sample.messages[-1]["role"] != "assistant"
+    return waits and not is_preference(sample)
+
+
+def mode_of(sample: Sample) -> str:
+    """``text``, ``preference``, ``prompt``, ``thinking`` or ``non_thinking``."""
+    if sample.text is not None:
+        return "text"
+    if is_preference(sample):
+        return "preference"
+    if is_prompt(sample):
+        return "prompt"
+    return "thinking" if any(turn.get("thinking") for turn in sample.messages) else "non_thinking"
+
+
+def _without_traces(sample: Sample) -> Sample:
+    turns = [{key: value for key, value in turn.items() if key != "thinking"} for turn in sample.messages]
+    return replace(sample, messages=turns)  # type: ignore[arg-type]
