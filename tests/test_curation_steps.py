@@ -2,6 +2,7 @@
 
 import json
 
+import numpy as np
 import pytest
 from curation_data import encoded, image, run, text, vqa, write_jsonl
 
@@ -21,6 +22,8 @@ from bluelm_lightning.data.curation import (
     Select,
 )
 from bluelm_lightning.data.curation.language import find_language
+from bluelm_lightning.data.curation.near_pictures import PictureGrid
+from bluelm_lightning.data.curation.pictures import picture_code
 from bluelm_lightning.errors import ConfigError
 
 
@@ -88,10 +91,10 @@ def test_repetition(tmp_path):
 def test_pictures(tmp_path):
     whole = encoded(image(0))
     broken = bytearray(whole)
-    broken[len(broken) // 2] ^= 1
+    broken[broken.index(b"IEND") - 6] ^= 1  # in the checksum of the pixels
     files = {
         "good": whole,
-        "bits": bytes(broken),  # decodes: only the checksum tells
+        "bits": bytes(broken),  # decodes well: only the checksum tells
         "cut": encoded(image(1), "JPEG")[:-300],
         "small": encoded(image(2, (60, 20))),
         "long": encoded(image(3, (600, 50))),
@@ -153,11 +156,26 @@ def test_near_duplicates_need_picture_and_question(tmp_path):
         vqa("What color is the circle?", "red", "large.png", id="resized"),
         vqa("What color is the circle?", "red", "b.png", id="other picture"),
         vqa("Is there a small triangle?", "no", "jpg.png", id="other question"),
-        vqa("what color is the circle?", "blue", "a.png", id="other answer"),
+        vqa("Is the small circle to the left of the large square in the picture red?", "yes", "a.png", id="yes"),
+        vqa("Is the small circle to the left of the large square in the picture red?", "no", "jpg.png", id="no"),
     ]
     left, dropped = run(tmp_path, records, NearDuplicates())
-    assert list(left) == ["first", "other picture", "other question", "other answer"]
+    assert list(left) == ["first", "other picture", "other question", "yes", "no"]
     assert {name: line["match"]["id"] for name, line in dropped.items()} == {"jpeg": "first", "resized": "first"}
+
+
+def test_the_grid_misses_no_pair_of_like_pictures():
+    draws = np.random.default_rng(0)
+    seen = [picture_code(encoded(image(n % 40))) for n in range(80)]  # each twice
+    codes = np.clip(np.array(seen).astype(int) + draws.integers(-9, 10, (80, 1)), 0, 255).astype(np.uint8)
+    apart = np.sqrt(((codes[:, None].astype(float) - codes[None]) ** 2).mean(2))
+    wanted = {(i, j) for i, j in zip(*np.nonzero(apart <= 5)) if i < j}
+    grid = PictureGrid(codes, 5.0)
+    found = [pair for chunk in grid.pairs() for pair in zip(*(side.tolist() for side in chunk))]
+    assert 5 < len(wanted) < 40
+    assert sorted(found) == sorted(wanted)
+    for number in range(80):
+        assert {other for other, _ in grid.near(codes[number])} == set(np.flatnonzero(apart[number] <= 5).tolist())
 
 
 def test_decontamination_names_the_item(tmp_path):
