@@ -181,8 +181,6 @@ def test_every_packaged_pipeline_is_built():
     paths = [path for path in (PACKAGED / "data").glob("*.yaml") if "steps" in yaml.safe_load(path.read_text())]
     assert paths
     for path in paths:
-        assert f"bluelm-data run data/{path.name}" in path.read_text()
-        assert max(map(len, path.read_text().splitlines())) <= 120
         pipeline = build_pipeline(yaml.safe_load(path.read_text()))
         for step in pipeline.steps:  # the constructor's arguments are the step's fingerprint
             assert set(step.settings()) == set(parameters(type(step))), type(step).__name__

@@ -15,12 +15,8 @@ PACKAGED = Path(__file__).resolve().parent.parent / "configs"
 
 
 def packaged_configs() -> list[str]:
-    """Names that ``--config`` finds in the package: ``3b/sft.yaml``, ``fragments/wandb.yaml``, ...
-
-    Not those in ``data/``: they are for ``bluelm-data``, and no stages.
-    """
-    names = (path.relative_to(PACKAGED).as_posix() for path in PACKAGED.rglob("*.yaml"))
-    return sorted(name for name in names if not name.startswith("data/"))
+    """Names that ``--config`` finds in the package: ``3b/sft.yaml``, ``fragments/wandb.yaml``, ..."""
+    return sorted(path.relative_to(PACKAGED).as_posix() for path in PACKAGED.rglob("*.yaml"))
 
 
 def find_config(name: str) -> Path:
