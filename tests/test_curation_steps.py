@@ -24,7 +24,7 @@ from bluelm_lightning.data.curation import (
 from bluelm_lightning.data.curation.language import find_language
 from bluelm_lightning.data.curation.near_pictures import PictureGrid
 from bluelm_lightning.data.curation.pictures import picture_code
-from bluelm_lightning.errors import ConfigError
+from bluelm_lightning.errors import ConfigError, DataError
 
 
 def texts(**named):
@@ -99,13 +99,20 @@ def test_pictures(tmp_path):
         "small": encoded(image(2, (60, 20))),
         "long": encoded(image(3, (600, 50))),
         "blank": encoded(image(4).point(lambda _: 7)),
+        "large": encoded(image(5, (400, 300))),
     }
     for name, data in files.items():
         (tmp_path / f"{name}.png").write_bytes(data)
     records = [{"id": name, "caption": "a", "image": f"{name}.png"} for name in files]
-    left, dropped = run(tmp_path, [*records, *texts(text="no picture")], PictureFilter())
+    step = PictureFilter(max_pixels=100_000)
+    left, dropped = run(tmp_path, [*records, *texts(text="no picture")], step)
     assert sorted(left) == ["good", "text"]
-    wanted = {"small": "picture too small", "long": "picture too long", "blank": "empty picture"}
+    wanted = {
+        "small": "picture too small",
+        "long": "picture too long",
+        "blank": "empty picture",
+        "large": "picture too large",
+    }
     assert reasons(dropped) == {**wanted, "bits": "damaged picture", "cut": "damaged picture"}
     assert dropped["long"]["detail"] == "picture 0: 600 x 50, at most 8 to 1"
 
@@ -208,6 +215,13 @@ def test_decontamination_names_the_item(tmp_path):
         "short": ("evaluation text", "exam", "t1"),
         "picture": ("evaluation picture", "exam", "t2"),
     }
+
+
+def test_a_damaged_evaluation_set_is_refused(tmp_path):
+    (tmp_path / "cut.jpg").write_bytes(encoded(image(0), "JPEG")[:-300])
+    test = write_jsonl(tmp_path / "test.jsonl", [vqa("Which hue?", "red", "cut.jpg")])
+    with pytest.raises(DataError, match=r"test.jsonl:1: a picture of the evaluation set exam is damaged"):
+        run(tmp_path, texts(a="a"), Decontaminate({"exam": test}))
 
 
 def test_decontamination_with_text_needs_both(tmp_path):

@@ -104,7 +104,10 @@ def build_index(items: Iterable[tuple[str, Sample]], ngram: int, picture_items_b
     Args:
         items: (name of the set, item).
         ngram: words of a run.
-        picture_items_by_text: items with pictures can be found by their text alone.
+        picture_items_by_text: the words of items with pictures are looked for, too.
+
+    Raises:
+        DataError: a damaged picture, naming set and item: what cannot be looked for must not pass for absent.
     """
     grams, gram_items, num_grams, whole, whole_items = [], [], [], [], []
     codes, code_items, names = [], [], []
@@ -119,7 +122,11 @@ def build_index(items: Iterable[tuple[str, Sample]], ngram: int, picture_items_b
             whole.append(whole_hash("\n".join(asked)))
             whole_items.append(number)
         for data in sample.images:
-            codes.append(picture_code(data))
+            try:
+                codes.append(picture_code(data))
+            except DataError as error:
+                reason = f"a picture of the evaluation set {name} {error.reason}; repair it or leave the item out"
+                raise DataError(reason, sample.where or sample.id) from error
             code_items.append(number)
     flat = np.concatenate(grams) if grams else np.zeros(0, np.uint64)
     order, short = np.argsort(flat, kind="stable"), np.argsort(np.array(whole, np.uint64), kind="stable")

@@ -13,6 +13,7 @@ from bluelm_lightning.data.image_bytes import MAX_PIXELS
 from bluelm_lightning.errors import ConfigError, DataError
 
 SIDE = 16  # of the thumbnail that is a picture's code
+_FORMATS = ("PNG", "JPEG", "WEBP")
 
 
 def open_picture(data: bytes) -> Image.Image:
@@ -22,12 +23,12 @@ def open_picture(data: bytes) -> Image.Image:
         DataError: damaged, cut, no picture, or one of more than `MAX_PIXELS` pixels.
     """
     try:
-        picture: Image.Image = Image.open(BytesIO(data), formats=("PNG", "JPEG", "WEBP"))
+        picture: Image.Image = Image.open(BytesIO(data), formats=_FORMATS)
         if picture.width * picture.height > MAX_PIXELS:
             raise DataError(f"is {picture.width} x {picture.height}, more than {MAX_PIXELS} pixels; make it smaller")
         if picture.format == "PNG":  # decoding passes over wrong checksums
             picture.verify()
-            picture = Image.open(BytesIO(data), formats=("PNG",))
+            picture = Image.open(BytesIO(data), formats=_FORMATS)
         picture.load()
         if "exif" in picture.info:
             picture = ImageOps.exif_transpose(picture)
@@ -40,6 +41,14 @@ def open_picture(data: bytes) -> Image.Image:
         raise
     except Exception as error:  # Pillow raises OSError, SyntaxError, ValueError, struct.error, ... by format
         raise DataError(f"is damaged ({type(error).__name__}: {error})"[:200]) from error
+
+
+def picture_size(data: bytes) -> tuple[int, int]:
+    """(width, height) as the header says. Raises DataError where there is none."""
+    try:
+        return Image.open(BytesIO(data), formats=_FORMATS).size
+    except Exception as error:
+        raise DataError(f"is no picture ({type(error).__name__}: {error})"[:200]) from error
 
 
 def picture_code(data: bytes) -> np.ndarray:
@@ -87,18 +96,24 @@ class PictureFilter(Filter):
 
     def _look(self, data: bytes) -> Dropped | None:
         try:
-            picture = open_picture(data)
+            width, height = picture_size(data)  # of the header: no pixel of a picture that goes anyhow is decoded
+            why = self._measure(width, height)
+            if why:
+                return why
+            entropy = open_picture(data).convert("L").entropy()
         except DataError as error:
             return Dropped("damaged picture", error.reason)
-        short, long = sorted(picture.size)
-        size = f"{picture.width} x {picture.height}"
-        if short < self.min_side:
-            return Dropped("picture too small", f"{size}, at least {self.min_side} a side")
-        if short * long > self.max_pixels:
-            return Dropped("picture too large", f"{size}, at most {self.max_pixels} pixels")
-        if long > self.max_aspect * short:
-            return Dropped("picture too long", f"{size}, at most {self.max_aspect:g} to 1")
-        entropy = picture.convert("L").entropy()
         if entropy < self.min_entropy:
             return Dropped("empty picture", f"entropy {entropy:.3f} bits, at least {self.min_entropy:g}")
+        return None
+
+    def _measure(self, width: int, height: int) -> Dropped | None:
+        short, long = sorted((width, height))
+        size = f"{width} x {height}"
+        if short < self.min_side:
+            return Dropped("picture too small", f"{size}, at least {self.min_side} a side")
+        if short * long > min(self.max_pixels, MAX_PIXELS):
+            return Dropped("picture too large", f"{size}, at most {min(self.max_pixels, MAX_PIXELS)} pixels")
+        if long > self.max_aspect * short:
+            return Dropped("picture too long", f"{size}, at most {self.max_aspect:g} to 1")
         return None
