@@ -170,7 +170,7 @@ def watch(process: subprocess.Popen, seconds: float | None = None) -> float:
             except psutil.Error:  # it has just ended
                 continue
         peak = max(peak, held)
-        time.sleep(0.5)
+        time.sleep(2)
     return peak / 2**30
 
 

@@ -1,8 +1,8 @@
 """Like pictures among many, by their codes: all pairs within a distance, without comparing all pairs.
 
-A code is projected on four fixed orthonormal directions (mean brightness, its slope from left to right and from top to
-bottom, red against blue). A projection never lengthens a distance, so pictures within `radius` lie in the same or in
-neighbouring cells of a grid of that width: nothing is missed.
+A code is projected on fixed orthonormal directions: the slow waves over the picture of brightness and of two colours. A
+projection never lengthens a distance, so like pictures lie in the same or in neighbouring cells of a grid over the
+first five of them, and those that all of them together put further apart need not be compared: nothing is missed.
 """
 
 from __future__ import annotations
@@ -14,8 +14,9 @@ import numpy as np
 
 from bluelm_lightning.data.curation.pictures import SIDE
 
-_CHUNK = 200_000  # pairs compared at a time: 768 bytes each
-_OFFSET, _BASE = 1 << 13, 1 << 15  # cells are at most 255 * 28 / 1 in number to either side
+_AXES = 5  # of the grid
+_CHUNK = 1 << 19  # pairs looked at at a time
+_OFFSET, _BASE = 1 << 11, 1 << 12  # cells on either side of the middle, and of an axis
 
 
 class PictureGrid:
@@ -28,7 +29,9 @@ class PictureGrid:
 
     def __init__(self, codes: np.ndarray, max_rms: float) -> None:
         self.codes, self.max_rms = codes, max_rms
-        self._cells = self._cell(codes)
+        self._radius = max_rms * SIDE * 3**0.5  # a distance, not a mean
+        self._places = _project(codes)
+        self._cells = self._cell(self._places)
         keys = _key(self._cells)
         self._order = np.argsort(keys, kind="stable")
         self._sorted = keys[self._order]
@@ -37,7 +40,7 @@ class PictureGrid:
         """``(number, rms)`` of every code within `max_rms`, the nearest first."""
         if not len(self.codes):
             return []
-        keys = _key(self._cell(code[None]) + _STEPS)
+        keys = _key(self._cell(_project(code[None])) + _STEPS)
         starts, stops = (np.searchsorted(self._sorted, keys, side) for side in ("left", "right"))
         found = [self._order[a:b] for a, b in zip(starts, stops) if b > a]
         if not found:
@@ -49,40 +52,53 @@ class PictureGrid:
 
     def pairs(self) -> Iterator[tuple[np.ndarray, np.ndarray]]:
         """int64[M], int64[M]: all pairs i < j within `max_rms`, in chunks."""
-        for step in _STEPS:
+        for step in _STEPS[len(_STEPS) // 2 :]:  # the middle one and half of the others: each pair once
             keys = _key(self._cells + step)
             starts, stops = (np.searchsorted(self._sorted, keys, side) for side in ("left", "right"))
             for left, right in _expand(starts, stops, self._order):
-                once = left < right
-                left, right = left[once], right[once]
+                apart = self._places[left] - self._places[right]
+                close = np.einsum("ij,ij->i", apart, apart) <= (self._radius * 1.001) ** 2  # and the error of float32
+                if not step.any():  # in the same cell each pair is there twice, and each picture with itself
+                    close &= left < right
+                left, right = left[close], right[close]
                 alike = _rms(self.codes[left], self.codes[right]) <= self.max_rms
-                yield left[alike], right[alike]
+                yield np.minimum(left, right)[alike], np.maximum(left, right)[alike]
 
-    def _cell(self, codes: np.ndarray) -> np.ndarray:
-        width = self.max_rms * SIDE * 3**0.5  # a distance, not a mean
-        places = [codes[at : at + 4096].astype(np.float32) @ _DIRECTIONS for at in range(0, len(codes), 4096)]
-        projected = np.concatenate(places) if places else np.zeros((0, _DIRECTIONS.shape[1]), np.float32)
-        return np.floor(projected / max(width, 1.0)).astype(np.int64)
+    def _cell(self, places: np.ndarray) -> np.ndarray:
+        width = max(self._radius, 4.0)  # a wider cell misses nothing, and all cells have a number
+        return np.floor(places[:, :_AXES] / width).astype(np.int64)
 
 
 def _directions() -> np.ndarray:
-    """float32[768, 4], orthonormal columns."""
-    wave = np.cos(np.pi * (2 * np.arange(SIDE) + 1) / (2 * SIDE))
-    wave /= np.linalg.norm(wave)
-    flat = np.full(SIDE, SIDE**-0.5)
-    grey, chroma = np.full(3, 3**-0.5), np.array([1, 0, -1]) * 2**-0.5
-    parts = [(flat, flat, grey), (flat, wave, grey), (wave, flat, grey), (flat, flat, chroma)]
-    return np.stack([np.einsum("i,j,k->ijk", *part).reshape(-1) for part in parts], 1).astype(np.float32)
+    """float32[768, 18], orthonormal columns: waves of 0 to 2 half periods, of brightness and of two colours."""
+    waves = np.cos(np.pi * np.arange(3)[:, None] * (2 * np.arange(SIDE) + 1) / (2 * SIDE))
+    waves /= np.linalg.norm(waves, axis=1, keepdims=True)
+    grey, red, green = np.array([1, 1, 1]) / 3**0.5, np.array([1, 0, -1]) / 2**0.5, np.array([1, -2, 1]) / 6**0.5
+    flat = [(0, 0, red), (0, 0, green)]
+    slow = [(0, 0, grey), (0, 1, grey), (1, 0, grey), *flat, (1, 1, grey), (0, 2, grey), (2, 0, grey)]
+    slow += [
+        (down, right, colour) for colour in (red, green) for down, right in ((0, 1), (1, 0), (1, 1), (0, 2), (2, 0))
+    ]
+    parts = [np.einsum("i,j,k->ijk", waves[down], waves[right], colour) for down, right, colour in slow]
+    return np.stack([part.reshape(-1) for part in parts], 1).astype(np.float32)
 
 
 _DIRECTIONS = _directions()
-_STEPS = np.array(list(product((-1, 0, 1), repeat=4)), dtype=np.int64)
+_STEPS = np.array(list(product((-1, 0, 1), repeat=_AXES)), dtype=np.int64)
+
+
+def _project(codes: np.ndarray) -> np.ndarray:
+    """uint8[N, 768] -> float32[N, 18]."""
+    places = [codes[at : at + 4096].astype(np.float32) @ _DIRECTIONS for at in range(0, len(codes), 4096)]
+    return np.concatenate(places) if places else np.zeros((0, _DIRECTIONS.shape[1]), np.float32)
 
 
 def _key(cells: np.ndarray) -> np.ndarray:
-    """int64[N, 4] -> int64[N], one number a cell."""
-    shifted = np.clip(cells + _OFFSET, 0, _BASE - 1)
-    return ((shifted[:, 0] * _BASE + shifted[:, 1]) * _BASE + shifted[:, 2]) * _BASE + shifted[:, 3]
+    """int64[N, 5] -> int64[N], one number a cell."""
+    shifted, key = np.clip(cells + _OFFSET, 0, _BASE - 1), np.zeros(len(cells), np.int64)
+    for axis in range(_AXES):
+        key = key * _BASE + shifted[:, axis]
+    return key
 
 
 def _rms(left: np.ndarray, right: np.ndarray) -> np.ndarray:
