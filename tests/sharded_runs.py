@@ -9,8 +9,9 @@ import lightning as L
 import torch
 from lightning.pytorch.strategies import DDPStrategy
 from test_stage import DOCS, loader, trainer_of
-from tiny import tiny_vlm
+from tiny import tiny_decoder, tiny_vit, tiny_vlm
 
+from bluelm_lightning.components import MLPProjector, VisionLanguageModel
 from bluelm_lightning.data.packing import pack
 from bluelm_lightning.stages import AdamW, DistillPlan, DistillStage, DPOStage, Muon, RewardStage, SFTStage
 from bluelm_lightning.stages.base import _UNIT
@@ -58,6 +59,8 @@ class Keep(L.Callback):
         trainer.save_checkpoint(self.path)
         if trainer.is_global_zero:
             torch.save(self.losses, self.path.with_suffix(".losses"))
+            held_out = {key: float(value) for key, value in trainer.callback_metrics.items() if key.startswith("val/")}
+            torch.save(held_out, self.path.with_suffix(".val"))
 
 
 def untied():
@@ -66,6 +69,12 @@ def untied():
 
 def tied():
     return tiny_vlm(config={"tie_word_embeddings": True})
+
+
+def checkpointed():
+    """As `tied`, with the activations of every block computed again in the backward pass."""
+    decoder = tiny_decoder(config={"tie_word_embeddings": True}, gradient_checkpointing=True)
+    return VisionLanguageModel(tiny_vit(gradient_checkpointing=True), MLPProjector(24, 32), decoder)
 
 
 def distil():
@@ -90,6 +99,7 @@ MADE = {
     "sgd": lambda: SFTStage(tied(), SGD(lr=1.0), clip_norm=0.0),
     "untied": lambda: SFTStage(untied(), AdamW(**ADAM), clip_norm=0.5),
     "tied": lambda: SFTStage(tied(), AdamW(**ADAM), clip_norm=0.5),
+    "checkpointed": lambda: SFTStage(checkpointed(), AdamW(**ADAM), clip_norm=0.5),
     "frozen": lambda: SFTStage(tied(), AdamW(**ADAM), frozen=["vlm.vision.*", "vlm.decoder.*"]),
     "half": lambda: SFTStage(tied(), AdamW(**ADAM), frozen=["vlm.vision.model.blocks.0.*", "*embed_tokens*"]),
     "muon": lambda: SFTStage(tied(), Muon(**ADAM)),

@@ -1,7 +1,7 @@
-"""Tiny runs of the stages beside fine-tuning and RL, in memory and as processes: ``python stage_runs.py FOLDER``.
+"""Tiny runs of the stages beside fine-tuning and RL, in memory and as processes.
 
-As a script it forks, for each stage, a run that is whole, one that is killed with -9 after the eighth batch (saved
-after the sixth), and one that goes on from there.
+As a script (``python stage_runs.py FOLDER NAME ...``) it forks, for each stage, a run that is whole, one that is killed
+with -9 after the eighth batch (saved after the sixth), and one that goes on from there.
 """
 
 import json
@@ -20,6 +20,7 @@ from test_preference import Preferences
 from tiny import tiny_decoder, tiny_tokenizer, tiny_vlm
 from tiny_data import Talks, Texts, loader_of
 
+from bluelm_lightning.callbacks import LengthPhase, LengthSchedule, RopeSwitch, SharePoint, ShareSchedule
 from bluelm_lightning.components import LanguageModel
 from bluelm_lightning.datamodules import MultimodalDataModule, PreferenceDataModule, SFTDataModule, SourceSpec
 from bluelm_lightning.stages import (
@@ -27,10 +28,14 @@ from bluelm_lightning.stages import (
     DistillPlan,
     DistillStage,
     DPOStage,
+    Muon,
+    ParameterGroup,
     PretrainStage,
     RewardStage,
+    SFTStage,
     Stage,
     WarmupCosine,
+    WarmupStableDecay,
     write_cache,
 )
 
@@ -62,13 +67,61 @@ def _reward(folder: Path) -> RewardStage:
     return RewardStage(vlm, 16, 0.1, **_options())
 
 
+def _joint(start: int | str) -> PretrainStage:
+    """The schedule is sized for three times this stage; the next one goes on with it."""
+    groups = [ParameterGroup("vlm.vision.*", layer_decay=0.9)]
+    schedule = WarmupCosine(total_steps=60, warmup_steps=2, start_step=start)
+    schedule.inherit(20)
+    return PretrainStage(tiny_vlm(seed=1, config=DROPOUT), Muon(lr=3e-3, groups=groups), schedule)
+
+
+def _long_context(folder: Path) -> PretrainStage:
+    rope = {"rope_type": "yarn", "factor": 8.0, "original_max_position_embeddings": 32, "rope_theta": 10000.0}
+    vlm = tiny_vlm(seed=1, config=DROPOUT, rope=rope)
+    return PretrainStage(vlm, Muon(lr=3e-3), WarmupStableDecay(total_steps=20, decay_steps=14, shape="sqrt"))
+
+
+def _aligned(folder: Path) -> PretrainStage:
+    """A decoder of large weights: what the adapter says must reach the loss."""
+    frozen = ["vlm.vision.*", "vlm.decoder.*"]
+    vlm = tiny_vlm(seed=1, config={**DROPOUT, "initializer_range": 0.2})
+    return PretrainStage(vlm, AdamW(lr=1e-2), WarmupCosine(20, 2), frozen)
+
+
 STAGES = {
     "text": lambda folder: PretrainStage(LanguageModel(tiny_decoder(seed=1, config=DROPOUT)), **_options()),
     "distill_live": _live,
     "distill_cache": _cached,
     "reward": _reward,
     "dpo": lambda folder: DPOStage(tiny_vlm(seed=1, config=DROPOUT), 0.5, 0.05, **_options()),
+    "joint_align": _aligned,
+    "joint": lambda folder: _joint(0),
+    "reasoning": lambda folder: _joint("inherit"),
+    "long_context": _long_context,
+    "long_sft": lambda folder: SFTStage(tiny_vlm(seed=1, config=DROPOUT), **_options()),
 }
+SLOW = ("joint_align", "joint", "reasoning", "long_sft")  # killed in the slow tests: what they add is schedules
+
+
+def callbacks_of(name: str) -> list[L.Callback]:
+    """Long context: rows grow and YaRN begins before the checkpoint, rows grow again after it, shares always move."""
+    if name != "long_context":
+        return []
+    points = [SharePoint(0, {"Talks": 0.8, "Texts": 0.2}), SharePoint(16, {"Talks": 0.15, "Texts": 0.85})]
+    phases = [LengthPhase(0, 96, 3), LengthPhase(4, 128, 2), LengthPhase(8, 192, 1)]
+    return [LengthSchedule(phases), RopeSwitch(4), ShareSchedule(points)]
+
+
+def _sources(name: str) -> list[SourceSpec]:
+    talks, texts = Talks(40), Texts(25)
+    if name in ("joint", "reasoning"):
+        share = 0.4 if name == "joint" else 0.8
+        return [SourceSpec(source=talks, token_weight=1 - share), SourceSpec(source=texts, token_weight=share)]
+    if name == "long_sft":
+        regular = SourceSpec(source=talks, epochs=3, thinking_share=0.6)
+        return [regular, SourceSpec(source=Talks(16, long=tuple(range(16))), name="long", epochs=9)]
+    sources = {"text": [texts], "joint_align": [talks]}.get(name, [talks, texts])
+    return [SourceSpec(source=source) for source in sources]
 
 
 def data_of(name: str, folder: Path) -> MultimodalDataModule:
@@ -77,8 +130,8 @@ def data_of(name: str, folder: Path) -> MultimodalDataModule:
         tiny_tokenizer().save_pretrained(tokenizer)
     if name in ("reward", "dpo"):
         return PreferenceDataModule(str(tokenizer), [SourceSpec(source=Preferences())], row_tokens=128, num_workers=0)
-    sources = [SourceSpec(source=source) for source in ([Texts(25)] if name == "text" else [Talks(40), Texts(25)])]
-    return SFTDataModule(str(tokenizer), sources, row_tokens=96, batch_rows=2, num_workers=0)
+    row_tokens = 256 if name == "long_sft" else 96
+    return SFTDataModule(str(tokenizer), _sources(name), row_tokens=row_tokens, batch_rows=2, num_workers=0)
 
 
 class Diary(L.Callback):
@@ -110,7 +163,7 @@ def golden(name: str, folder: Path) -> list[float]:
     folder.mkdir(parents=True, exist_ok=True)
     stage, data, diary = STAGES[name](folder), data_of(name, folder), Diary()
     L.seed_everything(0, verbose=False)
-    fit(stage, data, folder, 20, diary)
+    fit(stage, data, folder, 20, diary, *callbacks_of(name))
     return [round(loss, 6) for loss in diary.losses]
 
 
@@ -128,22 +181,25 @@ def _in_process(name: str, folder: Path, part: str) -> int:
             with torch.no_grad():
                 for parameter in (p for p in stage.parameters() if p.requires_grad):
                     parameter.add_(1.0)
+            if stage.schedule.inherits:
+                stage.schedule.start_step = 0
         torch.manual_seed(1 if resumed else 0)
-        fit(stage, data, folder, 12, Diary(folder / f"{part}.txt", 8 * (part == "killed")), ckpt_path=resumed)
+        diary = Diary(folder / f"{part}.txt", 8 * (part == "killed"))
+        fit(stage, data, folder, 12, diary, *callbacks_of(name), ckpt_path=resumed)
         code = 0
     except BaseException:
         sys.excepthook(*sys.exc_info())
     os._exit(code)
 
 
-def main(folder: Path) -> None:
+def main(folder: Path, names: list[str]) -> None:
     torch.set_num_threads(1)
     codes = {}
-    for name in STAGES:
+    for name in names:
         (folder / name).mkdir()
         codes[name] = [_in_process(name, folder / name, part) for part in ("whole", "killed", "resumed")]
     (folder / "codes.json").write_text(json.dumps(codes))
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]))
+    main(Path(sys.argv[1]), sys.argv[2:])

@@ -56,7 +56,7 @@ HEAVY = {
     "vllm",
     "matplotlib",
 }
-HEAVY |= {"tokenizers", "sklearn", "easy_vqa", "reasoning_gym", "gguf", "math_verify"}
+HEAVY |= {"tokenizers", "sklearn", "easy_vqa", "reasoning_gym", "gguf", "math_verify", "rensa", "ray"}
 MOST_LINES, MOST_FUNCTION_LINES, MOST_ARGUMENTS, DEEPEST = 300, 45, 12, 2
 
 

@@ -4,6 +4,7 @@ from types import SimpleNamespace
 
 import lightning as L
 import pytest
+import torch
 from callback_runs import SAMPLES, Clock
 from lightning.pytorch.callbacks import ModelCheckpoint
 from tiny import random_doc, tiny_vlm
@@ -51,6 +52,16 @@ def test_meter_clock_counts_training_and_waiting_for_data_only():
     at(50, meter.resume)
     at(53, meter.end_batch, batch)  # 3
     assert meter.seconds == 2 + 1 + 2 + 1 + 3
+
+
+def test_processes_that_share_rows_count_them_once():
+    """Four processes, two of which share each batch."""
+    strategy = SimpleNamespace(context_parallel=2, reduce=lambda counts, reduce_op: counts * 4)
+    callback = Throughput()
+    callback.setup(SimpleNamespace(world_size=4, strategy=strategy), None, "fit")
+    assert callback._sum(torch.tensor([3, 5])).tolist() == [6, 10]
+    del strategy.context_parallel
+    assert callback._sum(torch.tensor([3, 5])).tolist() == [12, 20]
 
 
 def test_paused_stops_running_meters_only():

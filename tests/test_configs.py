@@ -7,6 +7,7 @@ import pytest
 import torch
 import yaml
 from cli_project import losses, metrics_rows
+from test_preference import Preferences
 from tiny import png, question, tiny_decoder, tiny_tokenizer
 
 from bluelm_lightning.cli.app import FitCLI
@@ -91,6 +92,10 @@ def data(tmp_path_factory):
                 sample.messages[-1]["thinking"] = "one, two"
             writer.write(sample)
             writer.write(Sample(id=f"t{n}", source="text", text="the sum is 12 " * 4))
+    with ShardWriter(folder / "pairs") as writer:
+        for sample in (Preferences()[n] for n in range(12)):
+            sample.images = [png(64, 64, seed=1)] * len(sample.images)
+            writer.write(sample)
     with ShardWriter(folder / "texts") as writer:
         for n in range(32):
             writer.write(Sample(id=f"t{n}", source="text", text="the sum is 12 " * 4))
@@ -102,7 +107,8 @@ def with_own_data(name: str, data: Path) -> list[str]:
     settings = yaml.safe_load((PACKAGED / name).read_text())
     arguments = settings["data"]["init_args"]
     reads_text = settings["model"]["init_args"]["vlm"]["class_path"] == "LanguageModel"
-    shards = str(data / ("texts" if reads_text else "shards"))
+    reads_pairs = settings["data"]["class_path"] == "PreferenceDataModule"
+    shards = str(data / ("texts" if reads_text else "pairs" if reads_pairs else "shards"))
     changed = {"tokenizer": str(data / "tokenizer")}
     for key in ("sources", "val_sources"):
         changed[key] = [_moved(spec, shards) for spec in arguments.get(key) or []]

@@ -144,13 +144,29 @@ def test_what_does_not_fit_is_refused(tmp_path):
             DistillPlan(**wrong)
 
 
-def test_an_unfinished_cache_is_refused(tmp_path):
-    def stopped():
-        with TeacherCacheWriter(tmp_path / "c", 2, 1.0) as writer:
-            writer.add(DOCS[0].ids, torch.zeros(3, 2, dtype=torch.long), torch.zeros(3, 2))
-            raise KeyboardInterrupt
+def test_an_unfinished_cache_is_refused_and_goes_on_with_the_same_settings(tmp_path):
+    def write(number, settings=None, stop=False):
+        with TeacherCacheWriter(tmp_path / "c", 2, 1.0, settings, part_bytes=1) as writer:
+            reached = writer.reached
+            writer.add(DOCS[number].ids, torch.zeros(3, 2, dtype=torch.long), torch.zeros(3, 2))
+            writer.commit(number)
+            if stop:
+                raise KeyboardInterrupt
+        return reached
 
     with pytest.raises(KeyboardInterrupt):
-        stopped()
+        write(0, stop=True)
     with pytest.raises(ConfigError, match="no finished cache"):
         TeacherCache(tmp_path / "c")
+    with pytest.raises(ConfigError, match=r'begun otherwise: data was null and is \["a"\]'):
+        write(1, {"data": ["a"]})
+    with pytest.raises(ConfigError, match="is not empty and holds no cache"):
+        TeacherCacheWriter(tmp_path, 2, 1.0)
+    assert write(1) == 0
+    assert len(TeacherCache(tmp_path / "c")) == 2
+    (tmp_path / "c/begun.json").write_text('{"top_k": 2, "temperature": 1.0}')  # killed just before the end
+    told = (tmp_path / "c/manifest.json").read_bytes()
+    (tmp_path / "c/manifest.json").unlink()
+    with TeacherCacheWriter(tmp_path / "c", 2, 1.0) as writer:
+        assert writer.reached == 1
+    assert (tmp_path / "c/manifest.json").read_bytes() == told

@@ -19,6 +19,7 @@ from bluelm_lightning.components.pruning import (
     count_parameters,
     magnitude_importance,
     plan_for,
+    plan_of,
     prune,
 )
 from bluelm_lightning.data.convert import write_shards
@@ -50,47 +51,70 @@ def states(decoder, batch):
     return decoder(decoder.embed(batch.ids), batch.positions, layout=layout)
 
 
-def silenced(architecture: str) -> CausalDecoder:
-    """Neurons 3 and 7, group 1 and layer 1 do nothing at all; channel 5 is never written nor read."""
-    decoder = tiny_decoder(architecture, 1, WIDE)
+BIASED = {"attention_bias": True, "mlp_bias": True}
+BUILDS = {
+    "llama": ("llama", {}),
+    "llama with biases": ("llama", BIASED),
+    "qwen2": ("qwen2", {}),
+    "qwen3": ("qwen3", {}),
+}
+
+
+def silenced(build: str) -> CausalDecoder:
+    """Neurons 3 and 7, group 1 and layer 1 do nothing at all; biases and norms of heads are drawn at random."""
+    architecture, more = BUILDS[build]
+    decoder = tiny_decoder(architecture, 1, {**WIDE, **more})
     with torch.no_grad():
+        for name, parameter in decoder.model.named_parameters():
+            if name.endswith((".bias", "q_norm.weight", "k_norm.weight")):
+                parameter.normal_()
         for number, block in enumerate(decoder.model.model.layers):
             attention, mlp = block.self_attn, block.mlp
             mlp.down_proj.weight[:, [3, 7]] = 0
-            mlp.gate_proj.weight[[3, 7]] = 0
             attention.o_proj.weight[:, 16:32] = 0
-            attention.v_proj.weight[8:16] = 0
-            if getattr(attention.v_proj, "bias", None) is not None:
-                attention.v_proj.bias[8:16] = 0
+            for part, rows in ((mlp.gate_proj, [3, 7]), (attention.v_proj, slice(8, 16))):
+                part.weight[rows] = 0
+                if part.bias is not None:
+                    part.bias[rows] = 0
             if number == 1:
-                attention.o_proj.weight.zero_()
-                mlp.down_proj.weight.zero_()
+                for part in (attention.o_proj, mlp.down_proj):
+                    for parameter in part.parameters():
+                        parameter.zero_()
     return decoder
 
 
-@pytest.mark.parametrize("architecture", ["llama", "qwen2", "qwen3"])
-@pytest.mark.parametrize("criterion", ["activations", "magnitude"])
-def test_parts_that_do_nothing_go_without_a_trace(architecture, criterion, tmp_path):
-    decoder, batch = silenced(architecture), calibration()[0]
+@pytest.mark.parametrize("build", BUILDS)
+def test_parts_that_do_nothing_go_without_a_trace(build, tmp_path):
+    from transformers import AutoModelForCausalLM
+
+    decoder, batch = silenced(build), calibration()[0]
     before = {name: value.clone() for name, value in decoder.state_dict().items()}
-    made = activation_importance(LanguageModel(decoder), calibration()) if criterion == "activations" else None
-    importance = made or magnitude_importance(decoder)
-    plan = PruningPlan(2, None, 2, 38)
-    small, report = prune(decoder.model, plan, importance)
-    if criterion == "activations":
-        assert report.layers == [0, 2]  # the magnitude of a layer does not say what it does
-        assert report.groups == [[0, 2]] * 2
-        assert report.neurons == pytest.approx([1.0, 1.0])
-        small.save_pretrained(tmp_path)
-        loaded = CausalDecoder(checkpoint=str(tmp_path))
-        with torch.no_grad():
-            assert worst(states(loaded, batch), states(decoder, batch)) < 1e-6
-            assert torch.equal(loaded.output_weight, decoder.output_weight)
-    else:
-        assert all(1 not in groups for groups in report.groups)
+    small, report = prune(
+        decoder.model, PruningPlan(2, None, 2, 38), activation_importance(LanguageModel(decoder), calibration())
+    )
+    assert report.layers == [0, 2]
+    assert report.groups == [[0, 2]] * 2
+    assert report.neurons == pytest.approx([1.0, 1.0])
+    small.save_pretrained(tmp_path / "small")
+    decoder.model.save_pretrained(tmp_path / "whole")
+    loaded = CausalDecoder(checkpoint=str(tmp_path / "small"))
+    plain = {name: AutoModelForCausalLM.from_pretrained(tmp_path / name) for name in ("small", "whole")}
+    with torch.no_grad():
+        assert worst(states(loaded, batch), states(decoder, batch)) < 1e-5
+        assert torch.equal(loaded.output_weight, decoder.output_weight)
+        logits = {name: model(batch.ids).logits for name, model in plain.items()}  # transformers alone
+        assert worst(logits["small"], logits["whole"]) < 1e-5
     assert all(torch.equal(value, before[name]) for name, value in decoder.state_dict().items())
-    assert report.parameters[1] == sum(p.numel() for p in small.parameters())
+    counted = sum(p.numel() for p in small.parameters())
+    assert report.parameters[1] == counted == count_parameters(small.config, PruningPlan().sizes(small.config))
     assert str(report).startswith(f"{report.parameters[0]:,} -> {report.parameters[1]:,} parameters")
+
+
+def test_the_magnitude_of_weights_is_a_baseline():
+    decoder = silenced("qwen2")
+    _, report = prune(decoder.model, PruningPlan(None, None, 2, 38), magnitude_importance(decoder))
+    assert report.groups[0] == report.groups[2] == [0, 2]  # all of layer 1 is as small
+    assert magnitude_importance(decoder).neurons[:, [3, 7]].max() == 0
 
 
 def test_a_channel_that_is_silent_is_the_first_to_go():
@@ -121,17 +145,28 @@ def test_hooks_and_mode_are_gone_afterwards():
         activation_importance(LanguageModel(decoder), [])
 
 
-@pytest.mark.parametrize("depth", [0.0, 0.5, 1.0])
-def test_a_plan_reaches_its_parameters(depth):
-    decoder = tiny_decoder(seed=1, config={**WIDE, "num_hidden_layers": 8, "hidden_size": 96})
+@pytest.mark.parametrize(("build", "depth"), [("llama", 0.0), ("qwen2", 0.5), ("llama with biases", 1.0)])
+def test_a_plan_reaches_its_parameters(build, depth):
+    architecture, more = BUILDS[build]
+    decoder = tiny_decoder(architecture, 1, {**WIDE, **more, "num_hidden_layers": 8, "hidden_size": 96})
     config = decoder.model.config
     total = sum(p.numel() for p in decoder.model.parameters())
     assert count_parameters(config, PruningPlan().sizes(config)) == total
     plan = plan_for(config, int(0.6 * total), depth)
+    assert plan == plan_for(config, 0.6, depth)
     small, report = prune(decoder.model, plan, activation_importance(LanguageModel(decoder), calibration()))
     assert 0.5 * total < report.parameters[1] <= 0.6 * total
     assert (small.config.num_hidden_layers == 8) == (depth == 0)
-    assert count_parameters(small.config, PruningPlan().sizes(small.config)) == report.parameters[1]
+
+
+def test_sizes_are_numbers_or_shares():
+    config = tiny_decoder(config=WIDE).model.config  # 3 layers, 48 wide, 3 groups of 2 heads, 40 neurons
+    assert plan_of(config, (0.6, 0.5, 0.34, 0.35)) == PruningPlan(2, 24, 1, 16)
+    assert plan_of(config, (1, None, 2, 38)) == PruningPlan(1, None, 2, 38)
+    assert plan_of(config, (0.01, 0.9, None, None)) == PruningPlan(1, 48, None, None)  # 6 heads divide 24 and 48
+    for wrong in (-1, 0, 1.5):
+        with pytest.raises(ConfigError, match=f"{wrong} is no number and no share"):
+            plan_of(config, (wrong, None, None, None))
 
 
 def test_nonsense_is_refused():
@@ -174,9 +209,9 @@ def test_the_command_prunes_a_run_on_its_own_data(tmp_path, monkeypatch, capsys,
     }  # fmt: skip
     Path("text.yaml").write_text(yaml.safe_dump(config))
     assert fit(["--config", "text.yaml", "--run_dir", "teacher"]) == 0
-    assert main(["teacher", "--out", "small", "--parameters", "30000", "--depth", "0.5", "--batches", "2"]) == 0
+    assert main(["teacher", "--out", "small", "--parameters", "0.5", "--depth", "0.5", "--batches", "2"]) == 0
     told = json.loads(Path("small/pruning.json").read_text())
-    assert told["parameters"][1] <= 30000 < told["parameters"][0]
+    assert told["parameters"][1] <= told["parameters"][0] // 2
     small = CausalDecoder(checkpoint="small")
     assert small.num_parameters() == told["parameters"][1]
     assert "parameters (" in capsys.readouterr().out

@@ -96,3 +96,23 @@ def test_writer_refuses_what_could_not_be_read_back(tmp_path):
     assert len(ShardSource(tmp_path / "x")) == 1
     with pytest.raises(ValueError, match="closed"):
         writer.write(Sample("2", "s", text="late"))
+
+
+def test_tars_are_webdatasets_own_byte_for_byte():
+    from io import BytesIO
+
+    from webdataset.writer import TarWriter
+
+    from bluelm_lightning.data.tar_write import end_archive, member
+
+    theirs, ours = BytesIO(), BytesIO()
+    writer = TarWriter(theirs, encoder=False, mtime=0, user="bluelm", group="bluelm")
+    for n in range(12):
+        found = {"json": b"{}" * n, "10.png": b"x" * (n * 300), "0.jpg": b"y" * 512}
+        writer.write({"__key__": f"{n:09d}", **found})
+        ours.writelines(member(f"{n:09d}.{suffix}", found[suffix]) for suffix in sorted(found))
+    writer.close()
+    end_archive(ours)
+    assert ours.getvalue() == theirs.getvalue()
+    with pytest.raises(DataError, match="does not fit a tar header"):
+        member("x" * 101, b"")

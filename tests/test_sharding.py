@@ -12,7 +12,7 @@ from bluelm_lightning.errors import ConfigError
 from bluelm_lightning.stages import RLStage, SFTStage, ShardedStrategy
 from bluelm_lightning.stages.sharding import blocks, shard
 
-SCENARIOS = ["tied", "untied", "frozen", "half", "muon", "distill", "dpo_pairs", "reward_pairs"]
+SCENARIOS = ["tied", "untied", "checkpointed", "frozen", "half", "muon", "distill", "dpo_pairs", "reward_pairs"]
 RESUMED = ["tied", "muon", "distill", "dpo_pairs"]
 
 
@@ -45,6 +45,21 @@ def test_two_processes_have_the_losses_and_weights_of_one(runs, name, strategy):
     assert losses[-1] < losses[0]
     assert losses == pytest.approx(wanted, rel=1e-5)  # worst seen 2.7e-7
     assert gap(saved["state_dict"], one["state_dict"]) < 2e-5  # worst seen 3.7e-6 (Muon)
+
+
+@pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
+def test_held_out_losses_by_source_are_those_of_one_process(runs, strategy):
+    """Each source is on one process alone."""
+    found, wanted = (torch.load(runs("tied", *place)[2].with_suffix(".val")) for place in ((strategy,), ("none", 1)))
+    assert found == pytest.approx(wanted, rel=1e-5)
+    assert len(wanted) == 3
+
+
+@pytest.mark.parametrize(("strategy", "processes"), [("none", 1), ("ddp", 2), ("fsdp", 2)])
+def test_checkpointing_of_activations_changes_nothing(runs, strategy, processes):
+    (losses, saved, _), (wanted, plain, _) = (runs(name, strategy, processes) for name in ("checkpointed", "tied"))
+    assert losses == pytest.approx(wanted, rel=1e-6)
+    assert gap(saved["state_dict"], plain["state_dict"]) < 2e-5
 
 
 @pytest.mark.parametrize("name", RESUMED)

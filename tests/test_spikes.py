@@ -50,6 +50,29 @@ def test_a_spike_changes_no_weight_and_no_state(tmp_path):
     assert run(tmp_path, (12,), 20, accumulate=2).skipped == 1
 
 
+def test_a_step_of_more_tokens_is_no_spike(tmp_path):
+    """With accumulation the loss of a micro-batch is a sum: here the last step has twelve times the labelled tokens."""
+    few, many = pack([[DOCS[0]]], 30, 0), pack([DOCS[:1] * 12], 360, 0)
+    made, stage = Weights(window=4), SFTStage(tiny_vlm(), AdamW(lr=0.0))
+    fit(tmp_path, stage, [few, few] * 5 + [many, many], callbacks=[made], accumulate_grad_batches=2)
+    assert made.skipped == 0
+    assert made.recent[-1] == pytest.approx(made.recent[0], rel=1e-5)
+    assert made.recent[0] == pytest.approx(5.8, rel=0.1)  # nats a token: log 320
+
+
+def test_a_loss_that_is_not_finite_never_enters_the_window(tmp_path):
+    class Broken(Scaled):
+        def training_step(self, batch, batch_idx):
+            return super().training_step(batch, batch_idx) * (float("nan") if batch_idx in (1, 6, 7, 8) else 1)
+
+    made, stage = Weights(window=3, patience=2), Broken(tiny_vlm(), AdamW(lr=1e-3))
+    with pytest.warns(UserWarning, match="step 2: loss nan is not finite, the step is skipped"):
+        fit(tmp_path, stage, [pack([DOCS[:2]], 64, 0)] * 10, callbacks=[made])
+    assert made.skipped == 4
+    assert all(0 < loss < 10 for loss in made.recent)
+    assert all(bool(torch.isfinite(p).all()) for p in stage.parameters())
+
+
 def test_a_loss_that_has_moved_is_followed_in_the_end(tmp_path):
     made = run(tmp_path, tuple(range(5, 12)), 12, patience=3)
     assert made.skipped == 3

@@ -1,19 +1,16 @@
 """Stages under a real Trainer: exact gradients, clipping, schedules, logs, random states, two processes, learning."""
 
-import os
 import random
-import socket
-import subprocess
-import sys
-from pathlib import Path
 
 import lightning as L
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from processes import run_processes
 from tiny import prompt, question, random_doc, tiny_encoder, tiny_tokenizer, tiny_vlm, worst
 
+from bluelm_lightning.callbacks.monitors import l2_norm
 from bluelm_lightning.data.packing import pack
 from bluelm_lightning.errors import ConfigError
 from bluelm_lightning.generation import generate
@@ -92,10 +89,14 @@ def one_big_batch(tmp_path_factory):
 
 
 # ---------------------------------------------------------------- exact gradients
+def loss_of(vlm) -> torch.Tensor:
+    logits = vlm(WHOLE) @ vlm.decoder.output_weight.T
+    return F.cross_entropy(logits.flatten(0, 1), WHOLE.labels.flatten())
+
+
 def test_one_step_is_the_gradient_of_the_mean_over_labelled_tokens(one_big_batch):
     vlm = tiny_vlm()
-    logits = vlm(WHOLE) @ vlm.decoder.output_weight.T
-    F.cross_entropy(logits.flatten(0, 1), WHOLE.labels.flatten()).backward()
+    loss_of(vlm).backward()
     wanted = {f"vlm.{name}": p.grad for name, p in vlm.named_parameters()}
     assert gap(one_big_batch[0.0], [wanted]) < 1e-5  # worst seen 4.1e-7
     clipped = torch.cat([g.flatten() for g in one_big_batch[0.01][0].values()])
@@ -138,29 +139,14 @@ def test_bf16_mixed_works_with_clipping_and_the_fused_optimizer(accumulate, tmp_
 
 
 # ---------------------------------------------------------------- two processes
-def run_two_processes(folder: Path) -> None:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = str(probe.getsockname()[1])
-    command = [sys.executable, str(Path(__file__).parent / "two_processes.py"), str(folder)]
-    shared = {**os.environ, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
-    logs = [folder / f"rank{rank}.log" for rank in (0, 1)]
-    running = [
-        subprocess.Popen(command, env=shared | {"LOCAL_RANK": str(rank)}, stdout=log.open("w"), stderr=log.open("a"))
-        for rank, log in enumerate(logs)
-    ]
-    try:
-        codes = [process.wait(timeout=150) for process in running]
-    finally:
-        for process in running:
-            process.kill()
-    assert codes == [0, 0], "\n".join(log.read_text() for log in logs)
-
-
 def test_two_processes_equal_one_big_batch_and_keep_both_random_states(one_big_batch, tmp_path):
     """Rank 0 holds the images and most labels, rank 1 has no image: it must neither hang nor weigh too much."""
-    run_two_processes(tmp_path)
-    assert gap(torch.load(tmp_path / "gradients.pt"), one_big_batch[0.0]) < 1e-5  # worst seen 1e-6
+    run_processes("two_processes.py", str(tmp_path), folder=tmp_path)
+    wanted = one_big_batch[0.0]
+    assert gap(torch.load(tmp_path / "gradients.pt"), wanted) < 1e-5  # worst seen 1e-6
+    seen, decoder = torch.load(tmp_path / "seen.pt"), [g for name, g in wanted[0].items() if "decoder" in name]
+    assert float(seen["norm/grad/decoder"]) == pytest.approx(float(l2_norm(decoder)), rel=1e-5)
+    assert seen["loss"] == pytest.approx(float(loss_of(tiny_vlm()).detach()), rel=1e-5)
     saved = torch.load(tmp_path / "two.ckpt", weights_only=True)["rng"]
     for rank in (0, 1):
         own = torch.Generator().manual_seed(100 + rank).get_state()  # what this rank set before it saved

@@ -23,7 +23,8 @@ class TrainingStopped(RuntimeError):
 class GradNorms(L.Callback):
     """Logs L2 norms of gradients and parameters by component: ``norm/grad/vision``, ``norm/param/decoder``, ...
 
-    Gradients are those of the backward pass, before clipping. Only parameters that train count; a frozen component has
+    Gradients are those of the step before clipping: the mean over all its labelled tokens, also where they come from
+    several micro-batches or processes. Only parameters that train count; a frozen component has
     no curve. Norms are taken on logging steps; with ``every_n_steps`` above ``trainer.log_every_n_steps``, Lightning
     repeats the last value in between. With ``optimizer_state`` the state before the step too, under the optimizer's own
     names (AdamW: ``norm/exp_avg/vision``, ``norm/exp_avg_sq/vision``). Source: the report monitors all three. With
@@ -52,11 +53,12 @@ class GradNorms(L.Callback):
         step, every = trainer.global_step + 1, trainer.log_every_n_steps  # type: ignore[attr-defined]
         if not every or step % every or step % (self.every_n_steps or 1) >= every:
             return
-        values = {}
+        values: dict[str, Tensor] = {}
+        factor = factor_of(pl_module)
         for name, parameters in self._groups.items():
             gradients = [p.grad for p in parameters if p.grad is not None]
             if gradients:
-                values[names.norm("grad", name)] = l2_norm(gradients)
+                values[names.norm("grad", name)] = l2_norm(gradients) * factor
                 values[names.norm("param", name)] = l2_norm([p.detach() for p in parameters])
             if self.optimizer_state:
                 held = state_of(optimizer, parameters)
@@ -75,6 +77,11 @@ class GradNorms(L.Callback):
         self._before = {}
         if values:
             pl_module.log_dict(values, on_step=True, on_epoch=False, batch_size=1)
+
+
+def factor_of(root: Any) -> float:
+    """What the stage will multiply gradients with before it clips; 1 for a root module that says nothing of it."""
+    return root.gradient_factor() if hasattr(root, "gradient_factor") else 1.0
 
 
 def components(root: L.LightningModule) -> dict[str, list[nn.Parameter]]:

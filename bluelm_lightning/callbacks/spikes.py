@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import statistics
 from collections import deque
 from typing import Any
@@ -11,6 +12,7 @@ import torch
 from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 
+from bluelm_lightning.callbacks.monitors import factor_of
 from bluelm_lightning.errors import ConfigError
 
 
@@ -20,8 +22,9 @@ class LossSpikes(L.Callback):
     The deviation is robust: 1.4826 times the median distance from the median, at least ``floor``. A skipped step
     changes no weight and no optimizer state; its loss does not enter the window. After ``patience`` skips in a row the
     next step is taken and the window begins anew: the loss has moved for good. All processes decide alike, by the mean
-    loss; with gradient accumulation or several processes that loss also grows with the labelled tokens of a step. Reads
-    one value from the device a step. Logged as ``spikes/skipped``, the number since the run began.
+    loss over all labelled tokens of the step, whatever its micro-batches and processes; one that is not finite is a
+    spike from the first step on, and never followed. Reads one value from the device a step. Logged as
+    ``spikes/skipped``, the number since the run began.
 
     Args:
         deviations: how far above the median is a spike.
@@ -57,25 +60,27 @@ class LossSpikes(L.Callback):
         self._losses.append(loss.detach().float())
 
     def on_before_optimizer_step(self, trainer: L.Trainer, pl_module: L.LightningModule, optimizer: Any) -> None:
-        mean = torch.stack(self._losses).mean()
+        total = torch.stack(self._losses).sum()  # each was divided by their number
         self._losses = []
         if trainer.world_size > 1:
-            mean = trainer.strategy.reduce(mean, reduce_op="mean")
-        loss, most = float(mean), self.threshold()
-        if most is None or loss <= most:
+            total = trainer.strategy.reduce(total, reduce_op="mean")
+        loss, most = float(total) * factor_of(pl_module), self.threshold()
+        finite = math.isfinite(loss)
+        if finite and (most is None or loss <= most):
             self.recent.append(loss)
             self.in_a_row = 0
-        elif self.in_a_row >= self.patience:
+        elif finite and self.in_a_row >= self.patience:
             self.recent, self.in_a_row = deque([loss], self.window), 0
         else:
             self._skip(trainer, pl_module, loss, most)
         pl_module.log("spikes/skipped", float(self.skipped), on_step=True, on_epoch=False, batch_size=1)
 
-    def _skip(self, trainer: L.Trainer, pl_module: L.LightningModule, loss: float, most: float) -> None:
+    def _skip(self, trainer: L.Trainer, pl_module: L.LightningModule, loss: float, most: float | None) -> None:
         self.skipped, self.in_a_row = self.skipped + 1, self.in_a_row + 1
         for parameter in pl_module.parameters():
             parameter.grad = None  # zero would still let weight decay and momentum move the weights
-        rank_zero_warn(f"step {trainer.global_step + 1}: loss {loss:.4g} is above {most:.4g}, the step is skipped")
+        why = "is not finite" if most is None else f"is above {most:.4g}"
+        rank_zero_warn(f"step {trainer.global_step + 1}: loss {loss:.4g} {why}, the step is skipped")
 
     def state_dict(self) -> dict[str, Any]:
         return {"recent": list(self.recent), "skipped": self.skipped, "in_a_row": self.in_a_row}

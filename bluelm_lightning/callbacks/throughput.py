@@ -60,7 +60,8 @@ class Throughput(Metered):
         self.meter = Meter()
 
     def _sum(self, counts: Tensor) -> Tensor:
-        """Over processes."""
+        """Over processes; those that share rows (context parallelism) have counted the same batch."""
         if self._trainer is None or self._trainer.world_size == 1:
             return counts
-        return self._trainer.strategy.reduce(counts, reduce_op="sum")
+        strategy: Any = self._trainer.strategy
+        return strategy.reduce(counts, reduce_op="sum") // getattr(strategy, "context_parallel", 1)

@@ -3,6 +3,7 @@
 bluelm-data convert jsonl llava.json shards/llava --image-root coco
 bluelm-data convert parquet scienceqa/ shards/scienceqa --question question --answer answer --images image
 bluelm-data convert images pictures/ shards/pictures --caption folder
+bluelm-data run data/curate.yaml --output curated
 bluelm-data show shards/llava --count 3
 bluelm-data synthesize data/synthesize.yaml
 """
@@ -13,10 +14,10 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-from bluelm_lightning.cli import data_convert, data_show, data_synthesize
+from bluelm_lightning.cli import data_convert, data_run, data_show, data_synthesize
 
 # Each adds one command: `add(commands)` declares it and sets `run`, which is given the parsed arguments.
-COMMANDS = (data_convert, data_show, data_synthesize)
+COMMANDS = (data_convert, data_run, data_show, data_synthesize)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from bluelm_lightning.components.weights import init_from
 from bluelm_lightning.datamodules import MultimodalDataModule
@@ -20,17 +22,22 @@ def load_run(run_dir: str | Path, checkpoint: str = "last.ckpt") -> tuple[Stage,
     Raises:
         ConfigError: the folder holds no ``config.yaml`` or no such checkpoint, or its settings are wrong.
     """
+    config = Path(run_dir) / "config.yaml"
+    if not config.is_file():
+        raise ConfigError(f"{run_dir} holds no config.yaml; give a folder that bluelm-fit wrote", "run_dir")
+    _, stage, data = built(["--config", str(config)])
+    init_from(stage.vlm, Path(run_dir) / "checkpoints" / checkpoint)
+    data.prepare(stage)
+    return stage.eval(), data
+
+
+def built(argv: Sequence[str]) -> tuple[dict[str, Any], Stage, MultimodalDataModule]:
+    """Settings, stage and data module of a command line of ``bluelm-fit``. Raises ConfigError: as that command."""
     from bluelm_lightning.cli.app import FitCLI
     from bluelm_lightning.cli.arguments import split_arguments
     from bluelm_lightning.cli.construct import instantiate
     from bluelm_lightning.cli.layers import Layers
 
-    config = Path(run_dir) / "config.yaml"
-    if not config.is_file():
-        raise ConfigError(f"{run_dir} holds no config.yaml; give a folder that bluelm-fit wrote", "run_dir")
-    cli = FitCLI(Layers(split_arguments(["--config", str(config)])))
+    cli = FitCLI(Layers(split_arguments(argv)))
     stage = instantiate(cli.parser, cli.config, "model")
-    data = instantiate(cli.parser, cli.config, "data")
-    init_from(stage.vlm, Path(run_dir) / "checkpoints" / checkpoint)
-    data.prepare(stage)
-    return stage.eval(), data
+    return cli.config.as_dict(), stage, instantiate(cli.parser, cli.config, "data")

@@ -1,7 +1,10 @@
 """bluelm-prune: a smaller decoder out of a run's, by what its parts do on the run's own data.
 
 bluelm-prune runs/teacher --out decoders/student --parameters 2500000000 --depth 0.2
-bluelm-prune runs/teacher --out decoders/student --layers 24 --width 2048 --groups 4 --neurons 5632
+bluelm-prune runs/teacher --out decoders/student --parameters 0.5
+bluelm-prune runs/teacher --out decoders/student --layers 24 --width 2048 --groups 0.5 --neurons 0.4
+
+Sizes below 1 are shares of the teacher's.
 
 OUT is an ordinary folder of transformers: name it as ``checkpoint`` of a CausalDecoder. ``pruning.json`` in it says
 what went.
@@ -34,13 +37,13 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser("bluelm-prune", description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("run", metavar="RUN", help="folder that bluelm-fit wrote")
     parser.add_argument("--out", required=True, metavar="OUT", help="folder for the smaller decoder")
-    parser.add_argument("--parameters", type=int, metavar="N", help="most parameters that may stay")
+    parser.add_argument("--parameters", type=float, metavar="N", help="most parameters that may stay: 2.5e9, or 0.5")
     parser.add_argument(
         "--depth", type=float, default=0.0, help="share of the reduction by dropping layers (default 0)"
     )
     for name, what in (("layers", "layers"), ("width", "width of the states"), ("groups", "key-value heads")):
-        parser.add_argument(f"--{name}", type=int, metavar="N", help=f"{what} that stay")
-    parser.add_argument("--neurons", type=int, metavar="N", help="neurons of each MLP that stay")
+        parser.add_argument(f"--{name}", type=float, metavar="N", help=f"{what} that stay")
+    parser.add_argument("--neurons", type=float, metavar="N", help="neurons of each MLP that stay")
     parser.add_argument("--importance", default="activation", choices=("activation", "magnitude"))
     parser.add_argument("--batches", type=int, default=16, metavar="N", help="of the run's data, to calibrate on")
     return parser
@@ -50,10 +53,10 @@ def run(args: argparse.Namespace) -> Any:
     """Does what the command line says; returns the report."""
     from bluelm_lightning.cli.load import load_run
     from bluelm_lightning.components.pruning import (
-        PruningPlan,
         activation_importance,
         magnitude_importance,
         plan_for,
+        plan_of,
         prune,
     )
     from bluelm_lightning.errors import ConfigError
@@ -66,7 +69,7 @@ def run(args: argparse.Namespace) -> Any:
     stage, data = load_run(args.run)
     decoder: Any = stage.vlm.decoder
     config = decoder.model.config
-    plan = PruningPlan(*sizes) if args.parameters is None else plan_for(config, args.parameters, args.depth)
+    plan = plan_of(config, sizes) if args.parameters is None else plan_for(config, args.parameters, args.depth)
     if args.importance == "magnitude":
         importance = magnitude_importance(decoder)
     else:

@@ -134,7 +134,7 @@ def write_shards(
                 if on_error == "raise" or (isgenerator(rows) and rows.gi_frame is None):
                     raise
                 log.warning("dropped %s", error)
-                dropped[_without_details(error.reason)] += 1
+                dropped[without_details(error.reason)] += 1
                 named += [str(error)] * (len(named) < KEEP_DROPPED)
         if not written:
             first = f"; the first: {named[0]}" if named else ""
@@ -144,6 +144,6 @@ def write_shards(
     return writer.extra["report"]
 
 
-def _without_details(reason: str) -> str:
+def without_details(reason: str) -> str:
     """``image 3 is not JSON: Expecting...; fix`` -> ``image # is not JSON``, so that like reasons count as one."""
     return re.sub(r"'[^']*'|\d+", "#", re.split("[:;] ", reason)[0])

@@ -113,13 +113,14 @@ class LearningProgress(_Scored):
 
     Args:
         floor: share of its prior that every source keeps; what seems learnt must still be looked at.
-        periods: decisions that the slope goes back over. More are steadier, and later to see a change.
+        periods: decisions that the slope goes back over. More are steadier, and later to see a change: a slope is a
+            difference of noisy means, so let a period see many samples of each source.
 
     Raises:
         ConfigError: a floor outside 0 .. 1, or fewer than 2 periods or more than are kept.
     """
 
-    def __init__(self, floor: float = 0.3, periods: int = 4) -> None:
+    def __init__(self, floor: float = 0.3, periods: int = 8) -> None:
         super().__init__(floor)
         if not 2 <= periods <= PERIODS:
             raise ConfigError(f"{periods} is not between 2 and {PERIODS}", f"{_KEY}.periods")

@@ -7,6 +7,7 @@ from itertools import count
 from pathlib import Path
 from typing import Any
 
+from bluelm_lightning.data.dialects import as_conversation
 from bluelm_lightning.data.image_bytes import take_images
 from bluelm_lightning.data.records import load_json, parse_record
 from bluelm_lightning.errors import ConfigError, DataError
@@ -112,6 +113,7 @@ def to_sample(
 ) -> Sample:
     """A record of any dialect, its pictures loaded -> a Sample. `source` overrules its own, `name` fills in."""
     pictures = take_images(record, root, where, images) if isinstance(record, dict) else []
+    record = as_conversation(record, where) if isinstance(record, dict) else record
     sample = parse_record(record, pictures, where, default_id, name)
     sample.source = source or sample.source
     return sample

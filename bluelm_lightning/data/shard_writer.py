@@ -15,6 +15,7 @@ from bluelm_lightning.data.image_bytes import sniff
 from bluelm_lightning.data.records import parse_record, to_record
 from bluelm_lightning.data.shard_index import index_path, make_index, save_index, write_json
 from bluelm_lightning.data.shard_paths import MANIFEST, claim_folder
+from bluelm_lightning.data.tar_write import end_archive, member
 from bluelm_lightning.errors import ConfigError, DataError
 from bluelm_lightning.types import Sample
 
@@ -34,8 +35,10 @@ class ShardWriter:
         samples_per_shard: a new shard begins after so many samples,
         max_bytes: or before it would grow over so many bytes.
         overwrite: remove the shards that a ShardWriter left in the folder; nothing else is ever removed.
+        first_key: number of the first sample, where several writers share the work.
 
     Attributes:
+        shards: what the manifest says of each finished shard.
         extra: more keys for the manifest.
 
     Raises:
@@ -49,6 +52,7 @@ class ShardWriter:
         samples_per_shard: int = 1000,
         max_bytes: int = 1 << 29,
         overwrite: bool = False,
+        first_key: int = 0,
     ) -> None:
         if not re.fullmatch(r"[A-Za-z0-9_-]+", prefix) or samples_per_shard < 1 or max_bytes < 1:
             sizes = f"{samples_per_shard} samples, {max_bytes} bytes"
@@ -56,9 +60,9 @@ class ShardWriter:
         self.folder, self.prefix = Path(folder), prefix
         self.samples_per_shard, self.max_bytes = samples_per_shard, max_bytes
         self.extra: dict[str, Any] = {}
-        self._shards: list[dict[str, Any]] = []
+        self.shards: list[dict[str, Any]] = []
         self._file: BinaryIO | None = None
-        self._count, self._held, self._bytes, self._closed = 0, 0, 0, False
+        self._count, self._held, self._bytes, self._closed = first_key, 0, 0, False
         self._sources: Counter[str] = Counter()
         claim_folder(self.folder, prefix, overwrite)
         self._write_manifest(complete=False)
@@ -79,14 +83,16 @@ class ShardWriter:
             raise ValueError("this ShardWriter is closed")
         where = sample.where or f"sample {sample.id}"
         sample = parse_record(to_record(sample), sample.images, where)
-        record = b"{%s}" % b", ".join(_to_json(key, value, where) for key, value in to_record(sample).items())
+        record = _to_json(to_record(sample), where)
         found = {f"{number}.{sniff(data)}": data for number, data in enumerate(sample.images)} | {"json": record}
         size = sum(512 - len(data) // -512 * 512 for data in found.values())
         if self._file is not None and (self._held >= self.samples_per_shard or self._bytes + size > self.max_bytes):
             self._finish_shard()
         if self._file is None:
             self._begin_shard()
-        self._tar.write({"__key__": f"{self._count:09d}", **found})
+        assert self._file is not None
+        for suffix in sorted(found):
+            self._file.write(member(f"{self._count:09d}.{suffix}", found[suffix]))
         self._count, self._held, self._bytes = self._count + 1, self._held + 1, self._bytes + size
         self._sources[sample.source] += 1
 
@@ -100,17 +106,14 @@ class ShardWriter:
         self._closed = True
 
     def _begin_shard(self) -> None:
-        from webdataset.writer import TarWriter
-
-        self._tar_path = self.folder / f"{self.prefix}-{len(self._shards):06d}.tar"
+        self._tar_path = self.folder / f"{self.prefix}-{len(self.shards):06d}.tar"
         self._temporary = self._tar_path.with_name(f".{self._tar_path.name}.{os.getpid()}.tmp")
         self._file = open(self._temporary, "wb")  # noqa: SIM115 - closed in _finish_shard or _abort
-        self._tar = TarWriter(self._file, encoder=False, mtime=0, user="bluelm", group="bluelm")
         self._held, self._bytes, self._sources = 0, 0, Counter()
 
     def _finish_shard(self) -> None:
         assert self._file is not None
-        self._tar.close()
+        end_archive(self._file)
         self._file.flush()
         os.fsync(self._file.fileno())
         self._file.close()
@@ -121,26 +124,30 @@ class ShardWriter:
         save_index(index, index_path(self._tar_path))
         os.replace(self._temporary, self._tar_path)
         entry = {"file": self._tar_path.name, "samples": self._held, "bytes": index.num_bytes, "sha256": sha256}
-        self._shards.append({**entry, "sources": dict(sorted(self._sources.items()))})
+        self.shards.append({**entry, "sources": dict(sorted(self._sources.items()))})
 
     def _abort(self) -> None:
         self._closed = True
         if self._file is not None:
-            with suppress(OSError, ValueError):  # or it would write to the closed file when it is collected
-                self._tar.close()
             with suppress(OSError):
                 self._file.close()
             self._temporary.unlink(missing_ok=True)
 
     def _write_manifest(self, complete: bool) -> None:
-        total = {key: sum(shard[key] for shard in self._shards) for key in ("samples", "bytes")}
-        sources = sum((Counter(shard["sources"]) for shard in self._shards), Counter[str]())
+        total = {key: sum(shard[key] for shard in self.shards) for key in ("samples", "bytes")}
+        sources = sum((Counter(shard["sources"]) for shard in self.shards), Counter[str]())
         head = {"version": 1, "complete": complete, **total, "sources": dict(sorted(sources.items()))}
-        write_json(self.folder / MANIFEST, {**head, **self.extra, "shards": self._shards}, indent=1)
+        write_json(self.folder / MANIFEST, {**head, **self.extra, "shards": self.shards}, indent=1)
 
 
-def _to_json(key: str, value: Any, where: str) -> bytes:
-    try:
-        return json.dumps({key: value}, ensure_ascii=False, allow_nan=False)[1:-1].encode()
-    except (TypeError, ValueError) as error:  # a lone surrogate is a ValueError
-        raise DataError(f"cannot be written as JSON: {error}; drop or convert it", f"{where}: {key}") from error
+def _to_json(record: dict[str, Any], where: str) -> bytes:
+    for fields in (record, *({key: value} for key, value in record.items())):  # one by one, to find which is wrong
+        try:
+            whole = json.dumps(fields, ensure_ascii=False, allow_nan=False).encode()
+            if fields is record:
+                return whole
+        except (TypeError, ValueError) as error:  # a lone surrogate is a ValueError
+            if fields is not record:
+                reason = f"cannot be written as JSON: {error}; drop or convert it"
+                raise DataError(reason, f"{where}: {next(iter(fields))}") from error
+    raise DataError("cannot be written as JSON", where)

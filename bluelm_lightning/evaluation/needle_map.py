@@ -94,7 +94,8 @@ def draw_needle_maps(path: Path, maps: dict[str, NeedleMap], trained: int | None
         for row, shares in enumerate(cells):
             for column, share in enumerate(shares):
                 if share == share:  # not a cell without samples
-                    axis.text(column, row, f"{100 * share:.0f}", ha="center", va="center", fontsize=9)
+                    ink = "white" if abs(share - 0.5) > 0.4 else "black"
+                    axis.text(column, row, f"{100 * share:.0f}", ha="center", va="center", fontsize=9, color=ink)
         axis.set_title(title, fontsize=10)
         axis.set_xticks(range(len(told.lengths)), [str(length) for length in told.lengths])
         axis.set_yticks(range(len(told.depths)), [f"{100 * depth:.0f} %" for depth in told.depths])

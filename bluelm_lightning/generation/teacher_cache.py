@@ -1,13 +1,15 @@
 """A teacher's likeliest tokens on disk: written once, read by any number of runs.
 
 A folder holds ``part-000000.bin``, ``.json`` with the places of its documents, and ``manifest.json``. A document is
-found by the hash of its token ids, so the order of training, packing and epochs do not matter.
+found by the hash of its token ids, so the order of training, packing and epochs do not matter. Until the manifest is
+there ``begun.json`` says what is being written, and a writer that was killed goes on after the last part.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +17,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from bluelm_lightning.data.shard_index import write_json
 from bluelm_lightning.errors import ConfigError, DataError
 
-_PART_BYTES = 1 << 28
+_PART_BYTES = 1 << 26
 
 
 def document_key(ids: Tensor) -> str:
@@ -26,30 +29,69 @@ def document_key(ids: Tensor) -> str:
 
 
 class TeacherCacheWriter:
-    """Writes a cache; use it in a ``with`` block. The manifest comes last: an unfinished folder is refused.
+    """Writes a cache; use it in a ``with`` block. The manifest comes last: an unfinished folder is refused by readers.
+
+    A part is on disk once :meth:`commit` says so, with where the caller stood then; a writer on the same folder goes on
+    from there, and in the end the files are the same to the byte as without the kill.
 
     Args:
-        folder: must not hold a cache.
+        folder: must not hold a finished cache, nor one begun with other settings.
         top_k: tokens a position.
         temperature: of the log-probabilities.
+        settings: what else the content depends on; JSON.
+        part_bytes: size from which a part is written.
+
+    Attributes:
+        seen: keys of the documents that it holds.
+        reached: what the last :meth:`commit` that wrote a part was given; None at the beginning.
 
     Raises:
-        ConfigError: the folder holds a cache already.
+        ConfigError: the folder holds a cache already, or one that was begun with other settings.
     """
 
-    def __init__(self, folder: str | Path, top_k: int, temperature: float) -> None:
-        self.folder, self.top_k, self.temperature = Path(folder), top_k, temperature
-        if (self.folder / "manifest.json").exists():
-            raise ConfigError(f"{folder} holds a cache already; give another folder or remove it", "out")
-        self.folder.mkdir(parents=True, exist_ok=True)
+    def __init__(
+        self,
+        folder: str | Path,
+        top_k: int,
+        temperature: float,
+        settings: dict[str, Any] | None = None,
+        part_bytes: int = _PART_BYTES,
+    ) -> None:
+        self.folder, self.part_bytes = Path(folder), part_bytes
+        self.told: dict[str, Any] = {"top_k": top_k, "temperature": temperature, **(settings or {})}
+        self.told = json.loads(json.dumps(self.told))  # as it will be read
+        refuse_finished(self.folder)
         self.parts = self.positions = 0
         self.seen: set[str] = set()
+        self.reached: Any = None
+        self._empty()
+        self._go_on()
+
+    def _go_on(self) -> None:
+        self.folder.mkdir(parents=True, exist_ok=True)
+        begun = self.folder / "begun.json"
+        if begun.is_file():
+            then = json.loads(begun.read_text())
+            for key in sorted(then.keys() | self.told.keys()):
+                if then.get(key) != self.told.get(key):
+                    what = f"{key} was {_short(then.get(key))} and is {_short(self.told.get(key))}"
+                    raise ConfigError(f"{self.folder} was begun otherwise: {what}; restore it, or remove OUT", "out")
+        elif any(self.folder.iterdir()):
+            raise ConfigError(f"{self.folder} is not empty and holds no cache; give another folder", "out")
+        write_json(begun, self.told)
+        while (path := self.folder / f"part-{self.parts:06d}.json").is_file():
+            told = json.loads(path.read_text())
+            self.seen.update(told["documents"])
+            self.positions += sum(count for _, count in told["documents"].values())
+            self.parts, self.reached = self.parts + 1, told["reached"]
+
+    def _empty(self) -> None:
         self._chunks: list[bytes] = []
         self._places: dict[str, list[int]] = {}
         self._size = 0
 
     def add(self, ids: Tensor, tokens: Tensor, logprobs: Tensor) -> None:
-        """One document.
+        """One document; nothing happens if it is there.
 
         Args:
             ids: int64[T], the document.
@@ -65,16 +107,21 @@ class TeacherCacheWriter:
         self._chunks.append(data)
         self._size += len(data)
         self.positions += len(tokens)
-        if self._size >= _PART_BYTES:
-            self._flush()
 
-    def _flush(self) -> None:
-        if not self._chunks:
-            return
+    def commit(self, reached: Any = None) -> None:
+        """Write a part if it is large enough. ``reached``: where to go on from, JSON."""
+        if self._size >= self.part_bytes:
+            self._flush(reached)
+
+    def _flush(self, reached: Any) -> None:
         path = self.folder / f"part-{self.parts:06d}"
-        path.with_suffix(".bin").write_bytes(b"".join(self._chunks))
-        path.with_suffix(".json").write_text(json.dumps(self._places))
-        self.parts, self._chunks, self._places, self._size = self.parts + 1, [], {}, 0
+        with open(path.with_suffix(".bin"), "wb") as file:
+            file.writelines(self._chunks)
+            file.flush()
+            os.fsync(file.fileno())
+        write_json(path.with_suffix(".json"), {"documents": self._places, "reached": reached})  # it counts from now on
+        self.parts, self.reached = self.parts + 1, reached
+        self._empty()
 
     def __enter__(self) -> TeacherCacheWriter:
         return self
@@ -82,9 +129,25 @@ class TeacherCacheWriter:
     def __exit__(self, kind: Any, *rest: Any) -> None:
         if kind is not None:
             return
-        self._flush()
-        told = {"top_k": self.top_k, "temperature": self.temperature, "documents": len(self.seen)}
-        (self.folder / "manifest.json").write_text(json.dumps({**told, "positions": self.positions}, indent=1))
+        if self._chunks:
+            self._flush("end")
+        write_json(
+            self.folder / "manifest.json",
+            {**self.told, "documents": len(self.seen), "positions": self.positions},
+            indent=1,
+        )
+        (self.folder / "begun.json").unlink(missing_ok=True)
+
+
+def refuse_finished(folder: str | Path) -> None:
+    """Raises ConfigError: the folder holds a whole cache."""
+    if (Path(folder) / "manifest.json").exists():
+        raise ConfigError(f"{folder} holds a cache already; give another folder or remove it", "out")
+
+
+def _short(value: Any) -> str:
+    text = json.dumps(value)
+    return text if len(text) <= 80 else f"{text[:77]}..."
 
 
 class TeacherCache:
@@ -94,13 +157,13 @@ class TeacherCache:
         self.folder = Path(folder)
         manifest = self.folder / "manifest.json"
         if not manifest.is_file():
-            raise ConfigError(f"{folder} holds no finished cache; write one first", "model.cache")
+            raise ConfigError(f"{folder} holds no finished cache; write one with bluelm-cache", "model.cache")
         told = json.loads(manifest.read_text())
         self.top_k, self.temperature = int(told["top_k"]), float(told["temperature"])
         self._files: dict[str, tuple[Any, int, int]] = {}
         for path in sorted(self.folder.glob("part-*.json")):
             data = np.memmap(path.with_suffix(".bin"), dtype=np.uint8, mode="r")
-            for key, (offset, count) in json.loads(path.read_text()).items():
+            for key, (offset, count) in json.loads(path.read_text())["documents"].items():
                 self._files[key] = (data, offset, count)
         if len(self._files) != told["documents"]:
             raise DataError(f"{len(self._files)} documents, the manifest says {told['documents']}", str(folder))
@@ -112,7 +175,9 @@ class TeacherCache:
         """Tokens int64[M, K] and log-probabilities float32[M, K] of a document. Raises DataError naming ``where``."""
         found = self._files.get(document_key(ids))
         if found is None:
-            raise DataError(f"is not in the cache {self.folder}; write it with the same data and tokenizer", where)
+            raise DataError(
+                f"is not in the cache {self.folder}; write it with the same data, tokenizer and steps", where
+            )
         data, offset, count = found
         size = count * self.top_k
         tokens = np.frombuffer(data[offset : offset + 4 * size].tobytes(), "<u4").reshape(count, self.top_k)

@@ -1,7 +1,7 @@
 """``python -m bluelm_lightning.quickstart``: data, alignment, joint pre-training, SFT in both modes, RL, evaluation.
 
 Everything goes to ``runs/quickstart``; each training stage is an ordinary ``bluelm-fit`` run that you could type.
-``--evaluate RUN_DIR`` asks a finished run the same held-out questions.
+``--evaluate RUN_DIR`` asks a finished run the same held-out questions; ``--data`` writes the data alone.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ Everything is in {root}:
   align/ pretrain/ sft/ rl/                  config, checkpoints, metrics.csv, lineage.json of each stage
 Next:
   bluelm-fit --config tiny/easy_vqa.yaml --init_from {root}/sft/checkpoints/last.ckpt
+  bluelm-fit --config tiny/dpo.yaml --init_from {root}/sft/checkpoints/last.ckpt    (or tiny/reward.yaml)
   bluelm-fit --config 3b/sft.yaml --summary
   bluelm-data show {root}/data/digits_sum"""
 
@@ -33,17 +34,16 @@ def main(arguments: list[str]) -> int:
     if arguments[:1] == ["--evaluate"] and len(arguments) == 2:
         _evaluate(started, Path(arguments[1]), Path(arguments[1]))
         return 0
+    if arguments == ["--data"]:
+        _write_data(started)
+        return 0
     if arguments:
-        print("quickstart: error: takes no arguments, or --evaluate RUN_DIR", file=sys.stderr)
+        print("quickstart: error: takes no arguments, or --data, or --evaluate RUN_DIR", file=sys.stderr)
         return 2
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-    from bluelm_lightning.quickstart.prepare import prepare
-
     for name in STAGES:  # this command owns these folders
         shutil.rmtree(ROOT / name, ignore_errors=True)
-    _say("writing shards and tokenizer", started)
-    for source, count in prepare(ROOT).items():
-        print(f"  {source:<18}{count:>7} samples")
+    _write_data(started)
     parent: Path | None = None
     for name in STAGES:
         options = ["--config", f"tiny/{name}.yaml", "--run_dir", str(ROOT / name)]
@@ -61,6 +61,14 @@ def main(arguments: list[str]) -> int:
     _evaluate(started, ROOT / "sft", ROOT, rl=changed)
     print(_NEXT.format(root=ROOT))
     return 0
+
+
+def _write_data(started: float) -> None:
+    from bluelm_lightning.quickstart.prepare import prepare
+
+    _say("writing shards and tokenizer", started)
+    for source, count in prepare(ROOT).items():
+        print(f"  {source:<18}{count:>7} samples")
 
 
 def _fit(arguments: list[str]) -> int:

@@ -14,6 +14,7 @@ from bluelm_lightning.data.tokenizer import train_tokenizer
 from bluelm_lightning.quickstart import easy_vqa
 from bluelm_lightning.quickstart.arithmetic import arithmetic, arithmetic_text
 from bluelm_lightning.quickstart.digits import digit_reading, digit_sums
+from bluelm_lightning.quickstart.preferences import preferences
 from bluelm_lightning.types import Sample
 
 VOCAB_SIZE = 384
@@ -44,10 +45,18 @@ def held_out_sources(digits: int = 500, arithmetic_count: int = 500) -> dict[str
     }
 
 
+def preference_sources() -> dict[str, Iterator[Sample]]:
+    """Folder name -> pairs for ``tiny/reward.yaml`` and ``tiny/dpo.yaml``; the quickstart's own stages read none."""
+    return {
+        "preferences": preferences("train", 4_000, seed=9),
+        "preferences_val": preferences("test", 200, seed=1),
+    }
+
+
 def prepare(root: Path) -> dict[str, int]:
     """Write ``root/data/NAME`` for every source, ``root/data/val`` and ``root/tokenizer``; returns samples by name."""
     train_tokenizer(_texts(), VOCAB_SIZE, root / "tokenizer")
-    names = [*training_sources(), "val"]
+    names = [*training_sources(), *preference_sources(), "val"]
     with ProcessPoolExecutor(max_workers=min(4, os.cpu_count() or 1)) as pool:
         return dict(zip(names, pool.map(_write, names, [root] * len(names))))
 
@@ -57,7 +66,7 @@ def _write(name: str, root: Path) -> int:
     if name == "val":
         samples = chain.from_iterable(source[:100] for source in held_out_sources(100, 100).values())
     else:
-        samples = training_sources()[name]
+        samples = {**training_sources(), **preference_sources()}[name]
     return write_shards(samples, root / "data" / name, overwrite=True)["written"]
 
 

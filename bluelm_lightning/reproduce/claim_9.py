@@ -24,16 +24,21 @@ from bluelm_lightning.rl.rewards import ExactMatch, RewardRouter
 from bluelm_lightning.stages import AdamW, Constant, Muon, RLStage, RolloutPlan, SFTStage
 from bluelm_lightning.types import Sample
 
+_TAUGHT_STEPS, _RL_STEPS = 400, 40
+_LENGTHS = (1, 2, 3, 4, 6)  # operands: the first are always solved, the last never
+
 CLAIM = Claim(
     number=9,
-    claim="In reinforcement learning a pass-rate band makes more groups teach something than uniform drawing.",
-    report="names key data resampling and does not define it; the band over pass rates is our reading for RL",
+    claim="In reinforcement learning a band of pass rates makes more groups teach something than uniform drawing.",
+    report="key data resampling is among what makes its data efficient; it is not defined.",
     baseline="informative groups under uniform drawing, %",
     unit="points",
-    tried="tried",
+    tried=f"A model of 0.2M parameters learns sums of 1 to 4 digits for {_TAUGHT_STEPS} steps, and then by GRPO for "
+    f"{_RL_STEPS} collections of 16 prompts and 8 rollouts, from a pool of 410 sums of {', '.join(map(str, _LENGTHS))} "
+    "digits, as many of each length. Ours draws with PassRateBand over lengths and PassRateLedger over prompts, "
+    "the other uniformly. A group is informative when its rewards differ. The mean is over all collections, those "
+    "included in which nothing is known yet. Steps and pool were chosen on seed 100, which is not among the seeds.",
 )
-_TAUGHT_STEPS, _RL_STEPS = 300, 40
-_LENGTHS = (1, 2, 3, 4, 6)  # operands: the first are always solved, the last never
 _SHAPE = {
     "hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2, "num_key_value_heads": 2, "head_dim": 32,
     "intermediate_size": 160, "vocab_size": 1088, "max_position_embeddings": 64, "tie_word_embeddings": True,

@@ -68,7 +68,7 @@ def run_jobs(jobs: Sequence[tuple[str, Callable[[], None]]], count: int, logs: P
                 process = forked(work, logs / f"{name}.log")
                 running[process.sentinel] = (name, process)
             for ended in wait(list(running)):
-                name, process = running.pop(ended)  # type: ignore[call-overload]
+                name, process = running.pop(ended)  # type: ignore[arg-type, call-overload]
                 process.join()
                 yield name, "" if process.exitcode == 0 else _last_line(logs / f"{name}.log", process.exitcode)
     finally:

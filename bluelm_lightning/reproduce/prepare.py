@@ -16,7 +16,7 @@ from bluelm_lightning.recipe.corpus import docstrings
 from bluelm_lightning.reproduce.jobs import locked
 from bluelm_lightning.types import Sample
 
-_MAKERS = ("recipe/corpus.py", "recipe/needles.py", "recipe/prepare.py", "quickstart/digits.py")
+_MAKERS: tuple[str, ...] = ("recipe/corpus.py", "recipe/needles.py", "recipe/prepare.py", "quickstart/digits.py")
 _MAKERS += ("quickstart/digit_pictures.py", "quickstart/arithmetic.py")
 
 _LONGEST = 600  # characters; such a document fits a row of 256 tokens

@@ -2,7 +2,7 @@
 
 from bluelm_lightning.rl.plan import RolloutPlan, ValuePlan
 from bluelm_lightning.stages.base import Stage
-from bluelm_lightning.stages.distill import DistillStage, write_cache
+from bluelm_lightning.stages.distill import DistillStage, cache_batch, write_cache
 from bluelm_lightning.stages.distill_losses import DistillPlan
 from bluelm_lightning.stages.muon import Muon
 from bluelm_lightning.stages.optim import AdamW, ParameterGroup
@@ -35,5 +35,6 @@ __all__ = [
     "ValuePlan",
     "WarmupCosine",
     "WarmupStableDecay",
+    "cache_batch",
     "write_cache",
 ]

@@ -53,7 +53,9 @@ class Stage(L.LightningModule):
         self.schedule = schedule or Constant()
         self._freeze(frozen or [])
         self._labelled: Tensor | None = None
+        self._factor: float | None = None
         self._window: dict[str, tuple[Any, Any]] = {}  # source -> sum and number of losses since the last log line
+        self._held_out: dict[str, tuple[float, int]] = {}  # the same of this validation, where processes share it
         self._saved_rng: dict[str, Any] | None = None
         self.document_losses: tuple[Tensor, Tensor] | None = None
 
@@ -151,7 +153,22 @@ class Stage(L.LightningModule):
         loss = sum(mean * count for mean, count in means.values()) / max(tokens, 1)
         self.log(metrics.LOSS[phase], loss, batch_size=tokens, sync_dist=phase == "val")
         for name, (mean, count) in means.items():
-            self.log(metrics.source_loss(phase, name), mean, batch_size=count)
+            if phase == "val" and self.trainer.world_size > 1:
+                total, before = self._held_out.get(name, (0.0, 0))
+                self._held_out[name] = (total + float(mean) * count, before + count)
+            else:
+                self.log(metrics.source_loss(phase, name), mean, batch_size=count)
+
+    def on_validation_epoch_end(self) -> None:
+        """Each process saw some of the samples, and perhaps none of a source: the mean is over all of them."""
+        if self.trainer.world_size == 1:
+            return
+        found: list[Any] = [None] * self.trainer.world_size
+        torch.distributed.all_gather_object(found, self._held_out)
+        self._held_out = {}
+        for name in sorted({name for part in found for name in part}):
+            totals, counts = zip(*(part[name] for part in found if name in part))
+            self.log(metrics.source_loss("val", name), sum(totals) / sum(counts), batch_size=sum(counts))
 
     def _logs_now(self) -> bool:
         every = self.trainer.log_every_n_steps or 1  # type: ignore[attr-defined]
@@ -171,17 +188,29 @@ class Stage(L.LightningModule):
         elif self.clip_norm:  # not by Lightning, which refuses a fused optimizer in bf16-mixed, where nothing is scaled
             torch.nn.utils.clip_grad_norm_(self.parameters(), self.clip_norm)
 
+    def gradient_factor(self) -> float:
+        """What turns the gradients of the backward passes, and their losses, into the mean over all labelled tokens.
+
+        For callbacks that look before the optimizer step: the stage multiplies later, before it clips. 1 where
+        gradients are that mean already. All processes must call it, as often as they like.
+        """
+        if self._labelled is None:
+            return 1.0
+        if self._factor is None:
+            total = self._labelled
+            if self.trainer.world_size > 1:
+                total = self.trainer.strategy.reduce(total, reduce_op="sum")
+            # they are the mean over micro-batches and ranks of sums
+            parts = self.trainer.accumulate_grad_batches * self.trainer.world_size
+            self._factor = parts * _UNIT / max(float(total), 1.0)  # no label: they are zero
+        return self._factor
+
     def _divide_gradients(self) -> None:
-        """Gradients are the mean over micro-batches and ranks of sums; turn them into the mean over labelled tokens."""
-        assert self._labelled is not None
-        total = self._labelled
-        if self.trainer.world_size > 1:
-            total = self.trainer.strategy.reduce(total, reduce_op="sum")
-        parts = self.trainer.accumulate_grad_batches * self.trainer.world_size
+        factor = self.gradient_factor()
         gradients = [p.grad for p in self.parameters() if p.grad is not None]
         if gradients:  # a callback may have taken them all away to skip the step
-            torch._foreach_mul_(gradients, parts * _UNIT / max(float(total), 1.0))  # no label: they are zero
-        self._labelled = None
+            torch._foreach_mul_(gradients, factor)
+        self._labelled = self._factor = None
 
     def _freeze(self, globs: list[str]) -> None:
         check_globs(globs, [name for name, _ in self.named_parameters()], "model.frozen")

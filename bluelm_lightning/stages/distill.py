@@ -13,7 +13,8 @@ from torch import Tensor, nn
 from bluelm_lightning.components.vlm import VisionLanguageModel
 from bluelm_lightning.components.weights import init_from
 from bluelm_lightning.errors import ConfigError
-from bluelm_lightning.generation.teacher_cache import TeacherCache, TeacherCacheWriter
+from bluelm_lightning.generation.engine import evaluating
+from bluelm_lightning.generation.teacher_cache import TeacherCache, TeacherCacheWriter, document_key
 from bluelm_lightning.stages.base import Stage
 from bluelm_lightning.stages.distill_losses import DistillPlan, distillation_loss, teacher_distribution
 from bluelm_lightning.stages.optim import AdamW
@@ -26,7 +27,7 @@ class DistillStage(Stage):
     """Next-token training against a teacher's distribution, mixed with cross-entropy.
 
     The teacher runs in this process, without gradients, or its likeliest tokens come from a cache that
-    :func:`write_cache` wrote; then no teacher is in memory. Either way logits exist a chunk of positions at a time.
+    ``bluelm-cache`` wrote; then no teacher is in memory. Either way logits exist a chunk of positions at a time.
     The teacher is not in the checkpoints.
 
     Args:
@@ -159,7 +160,6 @@ def documents(batch: PackedBatch) -> Iterable[tuple[str, Tensor, Tensor]]:
             yield batch.sample_ids[number], ids[start:end], places
 
 
-@torch.no_grad()
 def write_cache(
     teacher: VisionLanguageModel, batches: Iterable[PackedBatch], folder: str | Path, plan: DistillPlan
 ) -> int:
@@ -171,18 +171,26 @@ def write_cache(
         folder: see :class:`TeacherCacheWriter`.
         plan: top_k and temperature.
     """
-    was, device = teacher.training, teacher.decoder.output_weight.device
-    teacher.eval()
-    rows = max(1, (64 << 20) // (4 * teacher.vocab_size))
     with TeacherCacheWriter(folder, plan.top_k or teacher.vocab_size, plan.temperature) as writer:
         for batch in batches:
-            hidden = teacher(batch.to(device)).flatten(0, 1)
-            for _, ids, places in documents(batch):
-                states = hidden[places.to(device)]
-                parts = [
-                    teacher_distribution(part @ teacher.decoder.output_weight.T, plan) for part in states.split(rows)
-                ]
-                tokens, values = (torch.cat(column) for column in zip(*parts))
-                writer.add(ids, tokens, values)
-    teacher.train(was)
+            cache_batch(writer, teacher, batch, plan)
+            writer.commit()
     return len(writer.seen)
+
+
+@torch.no_grad()
+def cache_batch(
+    writer: TeacherCacheWriter, teacher: VisionLanguageModel, batch: PackedBatch, plan: DistillPlan
+) -> None:
+    """Add the documents of a batch that the writer does not hold yet; arguments as for :func:`write_cache`."""
+    new = [(ids, places) for _, ids, places in documents(batch) if document_key(ids) not in writer.seen]
+    if not new:
+        return
+    device, weight = teacher.decoder.output_weight.device, teacher.decoder.output_weight
+    rows = max(1, (64 << 20) // (4 * teacher.vocab_size))
+    with evaluating(teacher):
+        hidden = teacher(batch.to(device)).flatten(0, 1)
+        for ids, places in new:
+            parts = [teacher_distribution(part @ weight.T, plan) for part in hidden[places.to(device)].split(rows)]
+            tokens, values = (torch.cat(column) for column in zip(*parts))
+            writer.add(ids, tokens, values)

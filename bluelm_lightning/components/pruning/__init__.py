@@ -6,7 +6,7 @@ on a small calibration set, whole groups of grouped-query attention, one slice f
 """
 
 from bluelm_lightning.components.pruning.importance import Importance, activation_importance, magnitude_importance
-from bluelm_lightning.components.pruning.plan import PruningPlan, count_parameters, plan_for
+from bluelm_lightning.components.pruning.plan import PruningPlan, count_parameters, plan_for, plan_of
 from bluelm_lightning.components.pruning.prune import PruningReport, prune
 
 __all__ = [
@@ -17,5 +17,6 @@ __all__ = [
     "count_parameters",
     "magnitude_importance",
     "plan_for",
+    "plan_of",
     "prune",
 ]

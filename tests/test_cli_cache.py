@@ -1,0 +1,98 @@
+"""bluelm-cache: killed and gone on, it writes the same bytes; a run on the cache has the loss of the live teacher."""
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from cli_project import fit, losses, stage, write_project
+from tiny import tiny_vlm
+
+from bluelm_lightning.cli.cache import main
+
+PARTS = ["--part-mb", "0.1"]
+
+
+@pytest.fixture(scope="module")
+def project(tmp_path_factory):
+    """A distillation over pictures and text whose traces come and go; the teacher has other weights."""
+    folder = write_project(tmp_path_factory.mktemp("project"))
+    settings = stage(folder)
+    model = settings["model"]["init_args"]
+    del model["vlm"]["init_args"]["projector"]["init_args"]["hidden_dim"]  # as tiny_vlm
+    torch.save(tiny_vlm(seed=5).state_dict(), folder / "teacher.ckpt")
+    model |= {"teacher": model["vlm"], "teacher_weights": str(folder / "teacher.ckpt"), "plan": {"weight": 0.5}}
+    settings["model"]["class_path"] = "DistillStage"
+    settings["data"]["init_args"]["sources"][0]["thinking_share"] = 0.5
+    settings["trainer"]["max_steps"] = 24
+    (folder / "stage.yaml").write_text(yaml.safe_dump(settings, sort_keys=False))
+    return folder
+
+
+def write(project: Path, out: str, *more: str) -> int:
+    return main([str(project / "stage.yaml"), "--out", str(project / out), "--k", "0", *PARTS, *more])
+
+
+def files(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+@pytest.fixture(scope="module")
+def whole(project):
+    assert write(project, "whole") == 0
+    return project / "whole"
+
+
+KILLED = """
+import os, signal, sys
+from bluelm_lightning.generation import teacher_cache
+write_json = teacher_cache.write_json
+def last_words(path, *value, **options):
+    if path.name == "part-000002.json":
+        os.kill(os.getpid(), signal.SIGKILL)
+    write_json(path, *value, **options)
+teacher_cache.write_json = last_words
+from bluelm_lightning.cli.cache import main
+main(sys.argv[1:])
+"""
+
+
+def test_killed_within_a_part_it_goes_on_and_writes_the_same_bytes(project, whole, capsys):
+    out = project / "killed"
+    arguments = [str(project / "stage.yaml"), "--out", str(out), "--k", "0", *PARTS]
+    done = subprocess.run([sys.executable, "-c", KILLED, *arguments], capture_output=True, text=True)
+    assert done.returncode == -9, done.stderr
+    names = {"begun.json", *(f"part-00000{n}.{kind}" for n in (0, 1) for kind in ("bin", "json")), "part-000002.bin"}
+    assert files(out).keys() == names
+    assert write(project, "killed") == 0
+    assert re.search(r"going on after \d+ of 24 batches", capsys.readouterr().err)
+    assert files(out) == files(whole)
+    assert len(files(whole)) > len(names)
+
+
+def test_a_run_finds_all_its_documents_in_the_cache(project, whole):
+    from_cache = ["--model.teacher=null", "--model.teacher_weights=null", f"--model.cache={whole}"]
+    assert fit(project, "--run_dir", str(project / "cached"), *from_cache) == 0
+    assert len(losses(project / "cached")) == 24  # a second round of the samples with other traces
+
+
+def test_what_is_wrong_is_said_in_one_line(project, whole, capsys):
+    sft, here = project / "sft.yaml", str(project / "stage.yaml")
+    sft.write_text(yaml.safe_dump(stage(project)))
+    phases = "--trainer.callbacks=[{class_path: LengthSchedule, init_args: {phases: [{step: 0, row_tokens: 64}]}}]"
+    mistakes = {
+        f"model.teacher: {sft} has none; give the YAML of a distillation": [str(sft), "--out", "x"],
+        "holds a cache already": [here, "--out", str(whole)],
+        "no-such.yaml does not exist": ["no-such.yaml", "--out", "x"],
+        "holds no config.yaml": [str(whole), "--out", "x"],
+        "LengthSchedule moves the documents": [here, "--out", "x", phases],
+    }
+    for said, arguments in mistakes.items():
+        assert main(arguments) == 2
+        error = capsys.readouterr().err
+        assert said in error
+        assert error.count("\n") == 1
+    assert not Path("x").exists()
