@@ -23,9 +23,9 @@ CLAIM = Claim(
     baseline="uniform shares of the same three sources, mean held-out loss of text and arithmetic",
     unit="nats",
     tried="A decoder of width 64 on docstrings, sums with their steps, and needles, which the goal does not ask for. "
-    f"{FIRST + LATER} proxies of {PROXY_STEPS} steps of 1024 tokens, one set for all seeds; laws of loss against shares "
-    f"(bluelm-mix), then {STEPS} steps of both mixtures at equal tokens. What counts: the mean of the held-out losses of "
-    "text and sums. Tried before: proxies too short to tell, with 0.011 nats (-0.056 to 0.077).",
+    f"{FIRST + LATER} proxies of {PROXY_STEPS} steps of 1024 tokens, one set for all seeds; laws of loss against "
+    f"shares (bluelm-mix), then {STEPS} steps of both mixtures at equal tokens. What counts: the mean of the held-out "
+    "losses of text and sums. Tried before: proxies too short to tell, with 0.011 nats (-0.056 to 0.077).",
 )
 
 
