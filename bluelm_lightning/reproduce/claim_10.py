@@ -47,14 +47,14 @@ def proposal(lab: Lab) -> Proposal:
 
     def score(shares: np.ndarray) -> np.ndarray:
         parts = "_".join(f"{10_000 * share:.0f}" for share in shares)
-        return np.array(list(losses(lab, runs, f"mix_{parts}", shares, PROXY_STEPS).values()))
+        return np.array(list(losses(lab, runs, f"proxy_{parts}", shares, PROXY_STEPS).values()))
 
     return propose(*explore(score, len(SOURCES), weights, FIRST, LATER, SMALLEST), weights)
 
 
 def final(lab: Lab, seed: int, name: str, shares: np.ndarray) -> dict[str, float]:
     """Held-out losses of a full run of a seed."""
-    return losses(lab, lab.runs(seed), f"mix_{name}", shares, STEPS)
+    return losses(lab, lab.runs(seed), f"final_{name}", shares, STEPS)
 
 
 def losses(lab: Lab, runs: LabRuns, name: str, shares: np.ndarray, steps: int) -> dict[str, float]:
