@@ -22,6 +22,7 @@ from bluelm_lightning.data.policies import (
 from bluelm_lightning.data.resampler import KeyDataResampler
 from bluelm_lightning.data.sample_ledger import SampleLedger
 from bluelm_lightning.errors import ConfigError, DataError
+from bluelm_lightning.reproduce.claim_8 import loss_at, tokens_to
 from bluelm_lightning.types import Ref
 
 A = SourceFigures(100, 0.75, 1, [(10, 3.0), (30, 2.0)], (0.0, 0.5))
@@ -224,3 +225,11 @@ def test_two_callbacks_cannot_both_move_the_shares(fit, tmp_path):  # noqa: F811
     for pair in (both, both[::-1]):
         with pytest.raises(ConfigError, match="two callbacks move the shares"):
             fit(*pair)
+
+
+# ---------------------------------------------------------------- the claim
+def test_tokens_to_a_loss():
+    points = [(10.0, 4.0), (20.0, 3.0), (30.0, 2.0)]
+    assert loss_at(points, 25) == 3.0
+    assert tokens_to(points, 2.5) == 25
+    assert tokens_to(points, 1.0) == 30, "never: all of them"

@@ -7,58 +7,74 @@ import json
 from collections.abc import Sequence
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 from bluelm_lightning.recipe.prepare import held_out_needle
+from bluelm_lightning.reproduce import ladder
 from bluelm_lightning.reproduce.claim import Claim, Measured
 from bluelm_lightning.reproduce.jobs import locked
 from bluelm_lightning.reproduce.lab import Lab
 from bluelm_lightning.types import Sample
 
 NAMES = ("text", "arithmetic", "needle_short")
-STEPS, EVERY, STEP_TOKENS = 400, 20, 1024
-TARGET = 2.3  # nats, mean of the three held-out losses
+STEPS, EVERY, STEP_TOKENS = 240, 20, 1024
+REFERENCE = {"text": 3.5, "arithmetic": 0.3, "needle_short": 1.75}  # nats
+PLACE = 0.75  # of the run: what uniform mixing has reached there is the loss to be reached
 
 CLAIM = Claim(
     number=8,
     claim="Key data resampling reaches a held-out loss in fewer tokens than uniform mixing.",
     report="key data resampling is among what makes its data efficient; it is not defined.",
-    baseline="thousand tokens of uniform mixing",
+    baseline="uniform mixing, thousand tokens to the target",
     unit="% more tokens without it",
-    tried="tried",
+    tried="A model of 0.4M parameters learns docstrings, sums with their steps and needles, "
+    f"{STEPS} steps of {STEP_TOKENS} tokens of one schedule. Uniform mixing takes a third of the tokens from each; "
+    "ours moves the shares every 10 steps by ExcessLoss over a reference of "
+    f"{', '.join(f'{loss} ({name})' for name, loss in REFERENCE.items())} nats. Counted are the tokens until the mean "
+    f"of the three held-out losses (validations every {EVERY} steps, means of two, on lines between them) falls to "
+    f"what uniform mixing of the same seed has after {PLACE:.0%} of its tokens; if it never does, all tokens. The "
+    "reference was set on seed 100, which is not among the seeds. LearningProgress, tried there before, gained "
+    "nothing: over periods of 10 steps its slopes were mostly noise.",
 )
 
 
 def measure(lab: Lab, seed: int) -> Measured:
-    runs = lab.runs(seed)
-    held_out = json.dumps([{"path": str(_held_out(lab, name)), "name": name} for name in NAMES])
-    options = [
-        lab.sources(dict.fromkeys(NAMES, 1.0)),
-        f"--data.val_sources={held_out}".replace("{", "{{").replace("}", "}}"),
-        f"--trainer.max_steps={STEPS}",
-        f"--trainer.val_check_interval={EVERY}",
-        "--model.schedule={{class_path: Constant, init_args: {{warmup_steps: 10}}}}",
-    ]
-    config = "tiny/mini_teacher.yaml"
-    uniform = runs.fit("mix_uniform", config, (), options)
+    runs, config = lab.runs(seed), "tiny/mini_teacher.yaml"
+    held_out = [{"path": str(_held_out(lab, name)), "name": name} for name in NAMES]
+    policy = {"class_path": "ExcessLoss", "init_args": {"reference": REFERENCE, "floor": 0.2}}
+    mix = [lab.sources(dict.fromkeys(NAMES, 1.0)), _json("data.val_sources", held_out), *ladder.steps(STEPS)]
+    mix.append(f"--trainer.val_check_interval={EVERY}")
     resampling = ["--config=fragments/resampling.yaml", "--trainer.callbacks.ledger=null"]
-    resampling += ["--trainer.callbacks.every_n_steps=10", "--trainer.callbacks.policy.floor=0.2"]
-    ours = runs.fit("mix_resampled", config, (), [*resampling, *options])
-    needed = [tokens_to(curve(folder), TARGET) / 1000 for folder in (ours, uniform)]
+    resampling += ["--trainer.callbacks.every_n_steps=10", _json("trainer.callbacks.policy", policy)]
+    uniform = runs.fit("mix_uniform", config, (), mix)
+    ours = runs.fit("mix_resampled", config, (), [*resampling, *mix])
+    baseline = PLACE * STEPS * STEP_TOKENS
+    target = loss_at(curve(uniform, *NAMES), baseline)
+    needed = tokens_to(curve(ours, *NAMES), target)
     ends = {
-        f"{arm}, {name}": curve(folder, name)[-1][1]
+        f"{name} at the end, {arm}": curve(folder, name)[-1][1]
         for arm, folder in (("resampled", ours), ("uniform", uniform))
         for name in NAMES
     }
-    return Measured(needed[0], needed[1], 100 * (needed[1] / needed[0] - 1), ends)
+    return Measured(needed / 1000, baseline / 1000, 100 * (baseline / needed - 1), {"target, nats": target, **ends})
+
+
+def _json(key: str, value: Any) -> str:
+    return f"--{key}={json.dumps(value)}".replace("{", "{{").replace("}", "}}")  # for Runs, which fills {NAME}
 
 
 def curve(folder: Path, *names: str) -> list[tuple[float, float]]:
-    """(tokens, mean held-out loss over sources), a mean over three validations."""
-    keys = [f"val/loss/{name}" for name in names or NAMES]
+    """(tokens, mean held-out loss over sources); the losses are means over two validations."""
+    keys = [f"val/loss/{name}" for name in names]
     with open(folder / "metrics.csv", newline="") as file:
         rows = [row for row in csv.DictReader(file) if row.get(keys[0])]
     points = [((int(row["step"]) + 1) * STEP_TOKENS, sum(float(row[key]) for key in keys) / len(keys)) for row in rows]
-    return [(now[0], (a[1] + b[1] + now[1]) / 3) for a, b, now in zip(points, points[1:], points[2:])]
+    return [(now[0], (before[1] + now[1]) / 2) for before, now in pairwise(points)]
+
+
+def loss_at(points: Sequence[tuple[float, float]], tokens: float) -> float:
+    """Of the curve, at the last point that is not after ``tokens``."""
+    return [loss for place, loss in points if place <= tokens][-1]
 
 
 def tokens_to(points: Sequence[tuple[float, float]], target: float) -> float:
@@ -70,10 +86,10 @@ def tokens_to(points: Sequence[tuple[float, float]], target: float) -> float:
 
 
 def _held_out(lab: Lab, name: str) -> Path:
-    """Shards of held-out samples, written once."""
+    """Shards of held-out samples, written once for each content of the training data."""
     from bluelm_lightning.data.convert import write_shards
 
-    folder = lab.root / "held_out" / name
+    folder = lab.root / "held_out" / lab.data_key(NAMES) / name
     with locked(folder.with_suffix(".lock")):
         if not (folder / "manifest.json").is_file():
             write_shards(_samples(lab, name), folder, overwrite=True)
@@ -82,5 +98,5 @@ def _held_out(lab: Lab, name: str) -> Path:
 
 def _samples(lab: Lab, name: str) -> list[Sample]:
     if name == "needle_short":
-        return [held_out_needle(lab.root, 200, n / 39, n) for n in range(40)]
-    return lab.held_out(name)[:100]
+        return [held_out_needle(lab.root, 64 + 3 * n, n / 59, n) for n in range(60)]
+    return lab.held_out(name)[:60]

@@ -74,11 +74,12 @@ def measure(lab: Lab, seed: int) -> Measured:
 def _taught(tokenizer: str, folder: Path, seed: int) -> LanguageModel:
     """A small model after a short supervised stage: sure of short sums, lost in long ones."""
     torch.manual_seed(seed)
-    stage = SFTStage(LanguageModel(CausalDecoder("llama", _SHAPE)), Muon(lr=3e-3), Constant(warmup_steps=10))
+    policy = LanguageModel(CausalDecoder("llama", _SHAPE))
+    stage = SFTStage(policy, Muon(lr=3e-3), Constant(warmup_steps=10))
     specs = [SourceSpec(source=sums(n, 10 if n == 1 else 2000, seed), name=f"sums_{n}", weight=1) for n in (1, 2, 3, 4)]
     data = SFTDataModule(tokenizer, specs, row_tokens=512, num_workers=0, seed=seed)
     _fit(stage, data, folder, _TAUGHT_STEPS)
-    return stage.vlm
+    return policy
 
 
 def _informative(policy: LanguageModel, tokenizer: str, folder: Path, seed: int, banded: bool) -> list[float]:
