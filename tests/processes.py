@@ -5,17 +5,27 @@ import socket
 import subprocess
 import sys
 from pathlib import Path
+from random import SystemRandom
 
 HERE = Path(__file__).parent
 
 
+def rendezvous() -> dict[str, str]:
+    """Address and port at which ranks meet, as environment variables.
+
+    The port lies below those that systems hand out: it is bound seconds later, and other tests ask for ports too.
+    """
+    while True:
+        port = SystemRandom().randrange(10_000, 32_000)
+        with socket.socket() as probe:
+            if probe.connect_ex(("127.0.0.1", port)):
+                return {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+
+
 def run_processes(script: str, *arguments: str, folder: Path, count: int = 2, timeout: int = 200) -> None:
     """``python tests/SCRIPT ARGUMENTS`` as ``count`` ranks; fails with their logs, also when they wait forever."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = str(probe.getsockname()[1])
     command = [sys.executable, str(HERE / script), *arguments]
-    shared = {**os.environ, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "OMP_NUM_THREADS": "1"}
+    shared = {**os.environ, **rendezvous(), "OMP_NUM_THREADS": "1"}
     logs = [folder / f"rank{rank}.log" for rank in range(count)]
     running = [
         subprocess.Popen(command, env=shared | {"LOCAL_RANK": str(rank)}, stdout=log.open("w"), stderr=log.open("a"))

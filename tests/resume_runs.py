@@ -7,7 +7,6 @@ a line for every batch it trained on: the loss to the last bit, and the samples.
 import json
 import os
 import signal
-import socket
 import sys
 from pathlib import Path
 
@@ -19,6 +18,7 @@ from lightning.pytorch.strategies import DDPStrategy
 sys.path.insert(0, str(Path(__file__).parent))
 torch.set_num_threads(1)
 
+from processes import rendezvous  # noqa: E402
 from tiny import tiny_tokenizer, tiny_vlm  # noqa: E402
 from tiny_data import Talks, Texts, loader_of  # noqa: E402
 
@@ -127,9 +127,7 @@ def moving(run: dict, folder: Path, diary: str) -> list[L.Callback]:
 
 def in_processes(folder: Path, diary: str, **run) -> list[int]:
     """Exit codes of the run's processes, -9 for the killed."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(probe.getsockname()[1]))
+    os.environ.update(rendezvous())
     children = []
     for rank in range(run.get("world", 1)):
         child = os.fork()

@@ -10,6 +10,7 @@ import pytest
 import torch
 from callback_runs import SAMPLES
 from lightning.pytorch.callbacks import ModelCheckpoint
+from processes import rendezvous
 from tiny import tiny_vlm
 
 from bluelm_lightning.callbacks import (
@@ -261,9 +262,10 @@ trainer.fit(OnRank1(at=2), data)
 
 def test_two_processes_count_together_and_stop_together(tmp_path, tokenizer_folder):
     """Rank 1 meets a NaN: both processes end, none waits. Tokens seen are the sum over both."""
+    env = {**os.environ, **rendezvous(), "PYTHONPATH": str(Path(__file__).parent)}
     done = subprocess.run(
         [sys.executable, "-c", TWO, tmp_path, tokenizer_folder],
-        capture_output=True, text=True, timeout=200, env={**os.environ, "PYTHONPATH": str(Path(__file__).parent)},
+        capture_output=True, text=True, timeout=200, env=env,
     )  # fmt: skip
     assert done.returncode != 0
     assert "TrainingStopped: step 3: loss is" in done.stderr, done.stderr[-2000:]

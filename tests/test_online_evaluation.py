@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
+from processes import rendezvous
 from tiny import question, tiny_vlm
 
 from bluelm_lightning.callbacks import OnlineEvaluation
@@ -126,9 +127,10 @@ trainer.fit(Stage(tiny_vlm()), data)
 
 
 def test_two_processes_measure_alike_and_write_once(tmp_path, tokenizer_folder):
+    env = {**os.environ, **rendezvous(), "PYTHONPATH": os.pathsep.join(sys.path)}
     done = subprocess.run(
         [sys.executable, "-c", TWO, tmp_path, tokenizer_folder],
-        capture_output=True, text=True, timeout=120, env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
+        capture_output=True, text=True, timeout=120, env=env,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr[-2000:]
     assert [row["step"] for row in lines(tmp_path)] == [2] * 4 + [4] * 4
