@@ -200,7 +200,8 @@ def kill_and_go_on(pipeline: Path, output: Path, times: int, seconds: float, see
         reached = max((path.name for path in output.glob("[0-9]*")), default="nothing")
         print(f"kill {number + 1} after {after:.1f} s, in {reached}", flush=True)
     process = start(pipeline, output)
-    watch(process)
+    peak = watch(process)
+    print(f"the resumed run: peak memory {peak:.2f} GiB", flush=True)
     assert process.returncode == 0, f"the resumed run ended with {process.returncode}"
 
 
@@ -223,12 +224,12 @@ def main() -> None:
     process = start(pipeline, args.folder / "once")
     peak = watch(process)
     assert process.returncode == 0, f"the run ended with {process.returncode}"
-    seconds = time.monotonic() - begun
+    seconds, timings = time.monotonic() - begun, json.loads((args.folder / "once/timings.json").read_text())
     print((args.folder / "once/report.md").read_text().split("\n\n")[1])
-    timings = json.loads((args.folder / "once/timings.json").read_text())
     total = sum(step["cpu_seconds"] for step in timings.values())
     print(f"\nwall {seconds:.0f} s, CPU {total:.0f} s, peak memory of all processes {peak:.2f} GiB", flush=True)
     if args.kill:
+        seconds = sum(step["wall_seconds"] for step in timings.values())  # this run may have found all of it done
         kill_and_go_on(pipeline, args.folder / "killed", args.kill, seconds, args.seed or random.randrange(1 << 30))
         one, other = digests(args.folder / "once"), digests(args.folder / "killed")
         different = [name for name in one.keys() | other.keys() if one.get(name) != other.get(name)]
