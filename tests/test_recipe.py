@@ -74,6 +74,12 @@ def test_an_answer_is_one_token_the_very_one_of_the_text(tmp_path):
         assert (doc.ids == doc.labels[first]).sum() == 2  # in the text, and as the answer
 
 
+@pytest.mark.parametrize("questions", [0, 5])
+def test_more_questions_than_needles_are_refused(questions):
+    with pytest.raises(ConfigError, match=f"{questions} questions asked, a text hides 1 to 4 words"):
+        needle(HAYSTACK, 120, words, seed=0, questions=questions)
+
+
 # ---------------------------------------------------------------- what is said
 def test_needles_are_told_before_and_after_the_long_context_stage():
     def row(stage, short, long):

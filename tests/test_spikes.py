@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from lightning.pytorch.plugins import MixedPrecision
 from test_stage import DOCS, fit, pack
 from tiny import tiny_vlm
 
@@ -30,11 +31,12 @@ class Weights(LossSpikes):
         self.seen.append((stage.vlm.decoder.output_weight.detach().clone(), float(state.get("step", 0))))
 
 
-def run(folder, spikes, steps=10, accumulate=1, **options):
-    stage = Scaled(tiny_vlm(), AdamW(lr=1e-3))
+def run(folder, spikes, steps=10, accumulate=1, plugins=None, **options):
+    stage = Scaled(tiny_vlm(), AdamW(lr=1e-3, fused=plugins is None))
     stage.spikes = spikes
     made = Weights(**{"window": 4, **options})
-    fit(folder, stage, [pack([DOCS[:2]], 64, 0)] * steps, callbacks=[made], accumulate_grad_batches=accumulate)
+    batches = [pack([DOCS[:2]], 64, 0)] * steps
+    fit(folder, stage, batches, callbacks=[made], accumulate_grad_batches=accumulate, plugins=plugins)
     return made
 
 
@@ -58,6 +60,18 @@ def test_a_step_of_more_tokens_is_no_spike(tmp_path):
     assert made.skipped == 0
     assert made.recent[-1] == pytest.approx(made.recent[0], rel=1e-5)
     assert made.recent[0] == pytest.approx(5.8, rel=0.1)  # nats a token: log 320
+
+
+def test_losses_are_those_before_a_gradient_scaler(tmp_path):
+    """Its scale doubles every two steps, which is no spike; one that is leaves no trace."""
+    scaler = torch.amp.GradScaler("cpu", init_scale=256.0, growth_interval=2)
+    with pytest.warns(UserWarning, match="step 9: loss .* the step is skipped"):
+        made = run(tmp_path, (8,), plugins=[MixedPrecision("16-mixed", "cpu", scaler)])
+    assert scaler.get_scale() > 256
+    assert made.skipped == 1
+    assert all(4 < loss < 6 for loss in made.recent)  # nats
+    assert torch.equal(made.seen[8][0], made.seen[7][0])
+    assert made.seen[9][1] == 9
 
 
 def test_a_loss_that_is_not_finite_never_enters_the_window(tmp_path):

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from lightning.pytorch.plugins import MixedPrecision
 from processes import run_processes
 from tiny import prompt, question, random_doc, tiny_encoder, tiny_tokenizer, tiny_vlm, worst
 
@@ -136,6 +137,12 @@ def test_bf16_mixed_works_with_clipping_and_the_fused_optimizer(accumulate, tmp_
     fit(tmp_path, stage, [WHOLE, WHOLE], precision="bf16-mixed", accumulate_grad_batches=accumulate)
     assert all(p.isfinite().all() and p.dtype == torch.float32 for p in stage.parameters())
     assert moved(stage)
+
+
+def test_clipping_refuses_a_fused_optimizer_behind_a_gradient_scaler(tmp_path):
+    scaled = MixedPrecision("16-mixed", "cpu", torch.amp.GradScaler("cpu"))
+    with pytest.raises(ConfigError, match=r"model.optimizer.fused: .* set it to false, or train in bf16-mixed"):
+        fit(tmp_path, SFTStage(tiny_vlm()), [WHOLE], plugins=[scaled])
 
 
 # ---------------------------------------------------------------- two processes

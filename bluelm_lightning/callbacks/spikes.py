@@ -64,7 +64,9 @@ class LossSpikes(L.Callback):
         self._losses = []
         if trainer.world_size > 1:
             total = trainer.strategy.reduce(total, reduce_op="mean")
-        loss, most = float(total) * factor_of(pl_module), self.threshold()
+        scaler = getattr(trainer.precision_plugin, "scaler", None)  # has multiplied the loss before the hook saw it
+        scale = scaler.get_scale() if scaler else 1.0
+        loss, most = float(total) / scale * factor_of(pl_module), self.threshold()
         finite = math.isfinite(loss)
         if finite and (most is None or loss <= most):
             self.recent.append(loss)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from copy import copy
 from difflib import get_close_matches
+from inspect import signature
 from pathlib import Path
 from typing import Any
 
@@ -63,6 +64,8 @@ class CausalDecoder(Decoder):
         if gradient_checkpointing:
             self.model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
         _refuse_unsuited(self.model)
+        names = signature(self.model.base_model.forward).parameters
+        self._cache_key = "cache" if "cache" in names else "past_key_values"  # its name before transformers 5.24
         if adapters is not None:
             adapters.put(self.model)
 
@@ -105,9 +108,9 @@ class CausalDecoder(Decoder):
             inputs_embeds=embeds,
             position_ids=positions,
             attention_mask=mask,
-            past_key_values=cache,
             use_cache=cache is not None,
             layout=layout,
+            **({} if cache is None else {self._cache_key: cache}),
         )
         return out.last_hidden_state.view(shape)
 

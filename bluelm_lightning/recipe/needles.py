@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from random import Random
 
+from bluelm_lightning.errors import ConfigError
 from bluelm_lightning.types import Message, Sample
 
 _TEXT = """
@@ -38,8 +39,13 @@ def needle(
         measure: tokens of a text.
         seed: of everything.
         depth: place of the needle that is asked first, 0 = at the start, 1 = at the end; default: anywhere.
-        questions: asked, one after the other, each about another kind; at most 4.
+        questions: asked, one after the other, each about another kind; 1 to 4.
+
+    Raises:
+        ConfigError: more questions than kinds, or none.
     """
+    if not 1 <= questions <= len(KINDS):
+        raise ConfigError(f"{questions} questions asked, a text hides 1 to {len(KINDS)} words; change it", "questions")
     rng = Random(f"needle {seed}")
     kinds = rng.sample(list(KINDS), len(KINDS))
     words = [rng.choice(KINDS[kind]) for kind in kinds]
