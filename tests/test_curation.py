@@ -163,6 +163,8 @@ COLLECT = {"class_path": "CollectJson", "init_args": {"paths": "none.jsonl"}}
         ),
         ({"steps": ["Classify"]}, r"steps\[0\]: the first step brings no records in"),
         ({"steps": [COLLECT, "Classify", COLLECT]}, r"steps\[2\]: collects behind other steps"),
+        ({"steps": [{"class_path": 3}]}, r"steps\[0\].class_path: 3 names no class"),
+        ({"steps": [{"class_path": "CollectJson", "init_args": "a.jsonl"}]}, r"steps\[0\].init_args: .* is no mapping"),
     ],
 )
 def test_errors_name_the_key(change, message):
@@ -173,8 +175,8 @@ def test_errors_name_the_key(change, message):
 def test_a_missing_input_is_one_line(tmp_path, capsys):
     (tmp_path / "p.yaml").write_text(yaml.safe_dump({"output": str(tmp_path / "out"), "steps": [COLLECT]}))
     assert main(["run", str(tmp_path / "p.yaml")]) == 2
-    error = capsys.readouterr().err
-    assert error == "bluelm-data: error: paths: none.jsonl holds no .jsonl or .json; give a file, a folder or a glob\n"
+    said = "steps[0].init_args.paths: none.jsonl holds no .jsonl or .json; give a file, a folder or a glob"
+    assert capsys.readouterr().err == f"bluelm-data: error: {said}\n"
 
 
 def test_every_packaged_pipeline_is_built():

@@ -28,6 +28,9 @@ def turns(*texts):
     [
         ({"caption": "a cat"}, {"text": "a cat"}),
         ({"captions": ["a cat", "one cat"]}, {"text": "a cat"}),
+        ({"caption": None, "captions": ["a cat"]}, {"text": "a cat", "caption": None}),
+        ({"question": "q", "answers": ["", "", "red"]}, {"messages": turns("q", "red"), "answer": "red"}),
+        ({"question": "q", "choices": ["x", "y"]}, {"messages": turns("q\nA. x\nB. y")}),  # a hidden answer
         ({"question": "hue?", "answer": "red"}, {"messages": turns("hue?", "red"), "answer": "red"}),
         ({"question": "hue?"}, {"messages": turns("hue?")}),
         ({"question": "q", "answers": ["a", "b", "b"]}, {"messages": turns("q", "b"), "answer": "b"}),
@@ -66,6 +69,7 @@ def test_what_keys_mean(record, wanted):
         ({"caption": 3}, "a:1: caption: 3 is no text"),
         ({"question": "q", "choices": ["x"], "answer": 0}, "a:1: choices: .* are no choices"),
         ({"question": "q", "choices": ["x", "y"], "answer": 2}, "a:1: answer: 2 is none of 2 choices"),
+        ({"question": "q", "choices": ["x", "y"], "answer": "AB"}, "a:1: answer: 'AB' is none of 2 choices"),
         ({"question": "q", "answers": []}, "a:1: answer: has no answer"),
         ({"lines": [{"box": [1, 2, 3, 4]}]}, "a:1: lines: has an item without text"),
         ({"elements": [{"text": "Go", "box": [0, 0, 1, 1]}]}, "a:1: size: None is no size"),

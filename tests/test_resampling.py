@@ -154,9 +154,14 @@ def test_ledgers_that_do_not_fit(tmp_path):
     ledger_of(path, "one")
     with pytest.raises(ConfigError, match="knows the source 'a' with 4 other samples than these 5"):
         SampleLedger.begin(path, "two", {"a": (5, "f")})
-    path.write_bytes(b"PK half a file")
+    whole = path.read_bytes()
+    for broken in (b"PK half a file", whole[: len(whole) // 2], b"\x93NUMPY" + whole):
+        path.write_bytes(broken)
+        with pytest.raises(ConfigError, match="holds no ledger"):
+            SampleLedger.begin(path, "two", {"a": (4, "f")})
+    np.save(path.with_suffix(".npy"), np.zeros(3))
     with pytest.raises(ConfigError, match="holds no ledger"):
-        SampleLedger.begin(path, "two", {"a": (4, "f")})
+        SampleLedger.begin(path.with_suffix(".npy"), "two", {"a": (4, "f")})
 
 
 def test_parts_of_a_document_are_one_observation():

@@ -65,10 +65,14 @@ def _build(spec: Any, key: str) -> Any:
     spec = {"class_path": spec} if isinstance(spec, str) else spec
     if not isinstance(spec, dict) or set(spec) - {"class_path", "init_args"} or "class_path" not in spec:
         raise ConfigError(f"{spec!r:.80} is no step; write class_path and init_args", key)
+    if not isinstance(spec["class_path"], str):
+        raise ConfigError(f"{spec['class_path']!r:.80} names no class; write CollectJson", f"{key}.class_path")
+    arguments = spec.get("init_args") or {}
+    if not isinstance(arguments, dict):
+        raise ConfigError(f"{arguments!r:.80} is no mapping; write argument: value", f"{key}.init_args")
     klass = find_class(spec["class_path"], Step, f"{key}.class_path")
     parser = ArgumentParser(exit_on_error=False)
     names = parser.add_class_arguments(klass)
-    arguments = spec.get("init_args") or {}
     wrong = sorted(set(arguments) - set(names))
     if wrong:
         has = ", ".join(names) or "none"

@@ -7,7 +7,7 @@
         {"type": "button", "text": "Settings", "box": [40, 90, 200, 150]}]}
 
 Our choice: a page is its lines in their order, one a line. A screen asks for the place of each element, and answers
-with the box in thousandths of width and height, ``[37, 38, 185, 63]``, so that it does not depend on the size of the
+with the box in thousandths of width and height, ``[37, 38, 185, 62]``, so that it does not depend on the size of the
 picture. Keys that become turns leave the record; the others stay in ``Sample.meta``.
 """
 
@@ -37,7 +37,7 @@ def as_conversation(record: dict[str, Any], where: str) -> dict[str, Any]:
 
 
 def _caption(record: dict[str, Any], where: str) -> dict[str, Any]:
-    key = "caption" if "caption" in record else "captions"
+    key = "caption" if record.get("caption") is not None else "captions"
     given = record.pop(key)
     record["text"] = _one_of(given, f"{where}: {key}")
     return record
@@ -57,17 +57,20 @@ def _vqa(record: dict[str, Any], where: str) -> dict[str, Any]:
 
 
 def _choose(question: str, choices: Any, given: Any, where: str) -> tuple[str, Any]:
-    """The options stand in the question, the answer is a letter."""
+    """The options stand in the question, the answer is a letter, one alone; or none."""
     if not isinstance(choices, list) or not 1 < len(choices) <= len(LETTERS):
         raise DataError(f"{choices!r:.60} are no choices; write a list of 2 to {len(LETTERS)}", f"{where}: choices")
+    lines = [question, *(f"{LETTERS[n]}. {choice}" for n, choice in enumerate(choices))]
+    if given is None:  # a hidden answer
+        return "\n".join(lines), None
     number = given
     if isinstance(given, str):
-        names = [str(choice) for choice in choices]
-        number = names.index(given) if given in names else LETTERS.find(given.strip().upper() or "?")
+        names, letter = [str(choice) for choice in choices], given.strip().upper()
+        number = names.index(given) if given in names else LETTERS.find(letter) if len(letter) == 1 else -1
     if isinstance(number, bool) or not (isinstance(number, int) and 0 <= number < len(choices)):
-        raise DataError(f"{given!r} is none of {len(choices)} choices; write its number from 0", f"{where}: answer")
-    lines = [f"{LETTERS[n]}. {choice}" for n, choice in enumerate(choices)]
-    return "\n".join([question, *lines]), LETTERS[number]
+        text = f"{given!r} is none of {len(choices)} choices; write one letter, or its number from 0"
+        raise DataError(text, f"{where}: answer")
+    return "\n".join(lines), LETTERS[number]
 
 
 def _most(given: Any, where: str) -> str:
@@ -76,7 +79,7 @@ def _most(given: Any, where: str) -> str:
     texts = [str(answer.get("answer", "")) if isinstance(answer, dict) else str(answer) for answer in given]
     if not any(texts):
         raise DataError("has no answer in it; write a string or a list of strings", where)
-    return Counter(texts).most_common(1)[0][0]
+    return Counter(filter(None, texts)).most_common(1)[0][0]
 
 
 def _page(record: dict[str, Any], where: str) -> dict[str, Any]:

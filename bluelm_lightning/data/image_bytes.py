@@ -106,3 +106,18 @@ def _as_png(image: Any, where: str) -> bytes:
     except Exception as error:
         raise DataError(f"cannot be decoded: {error}; leave it out or save it again", where) from error
     return out.getvalue()
+
+
+def grey_to_8_bits(picture: Any) -> Any:
+    """16-bit grey PIL image -> 8 bits. Pillow's own conversion clips: all above 255 would be white.
+
+    Raises:
+        DataError: pixels of 32 bits.
+    """
+    import numpy as np
+    from PIL import Image
+
+    values = np.array(picture)
+    if picture.mode == "F" or values.min() < 0 or values.max() > 65535:
+        raise DataError(f"{picture.format} image has pixels of 32 bits (mode {picture.mode}); store 8 or 16 bits")
+    return Image.fromarray((values >> 8).astype(np.uint8))

@@ -18,6 +18,7 @@ import torch
 from PIL import Image, ImageFile
 from torch import Tensor
 
+from bluelm_lightning.data.image_bytes import grey_to_8_bits
 from bluelm_lightning.errors import ConfigError, DataError
 
 # Not all that Pillow knows: EPS would start Ghostscript on bytes from the net. JPEG covers MPO, the .jpg of phones.
@@ -127,18 +128,10 @@ def _check_png(data: bytes) -> None:
 def _to_rgb(picture: Image.Image) -> Image.Image:
     """Any Pillow mode -> RGB."""
     if picture.mode.startswith(("I", "F")):
-        return _grey_to_8_bits(picture).convert("RGB")
+        return grey_to_8_bits(picture).convert("RGB")
     if picture.mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in picture.info:
         rgba = picture.convert("RGBA")
         white = Image.new("RGB", rgba.size, "white")
         white.paste(rgba, mask=rgba.getchannel("A"))
         return white
     return picture if picture.mode == "RGB" else picture.convert("RGB")  # convert() would copy every pixel
-
-
-def _grey_to_8_bits(picture: Image.Image) -> Image.Image:
-    """16-bit grey -> 8 bits. Pillow's own conversion clips: all above 255 would be white."""
-    values = np.array(picture)
-    if picture.mode == "F" or values.min() < 0 or values.max() > 65535:
-        raise DataError(f"{picture.format} image has pixels of 32 bits (mode {picture.mode}); store 8 or 16 bits")
-    return Image.fromarray((values >> 8).astype(np.uint8))

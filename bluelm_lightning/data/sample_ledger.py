@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
+from zipfile import BadZipFile
 
 import numpy as np
 
@@ -158,6 +159,6 @@ def _read(path: Path) -> tuple[dict[str, Any], str]:
             columns = ("index", *_COLUMNS)
             counted = range(len(notes[part]["sources"]))
             notes[part]["rows"] = [{col: arrays[f"{part}/{n}/{col}"] for col in columns} for n in counted]
-    except (OSError, ValueError, KeyError, EOFError) as error:
+    except (OSError, ValueError, KeyError, EOFError, TypeError, AttributeError, BadZipFile) as error:
         raise ConfigError(f"{path} holds no ledger ({error}); name another file", "trainer.callbacks.ledger") from error
     return notes, notes["run"]

@@ -179,7 +179,7 @@ class Stage(L.LightningModule):
         optimizer = self.optimizer.build(self)
         scaler = getattr(getattr(self._trainer, "precision_plugin", None), "scaler", None)
         if scaler and self.clip_norm and getattr(optimizer, "_step_supports_amp_scaling", False):
-            text = "true hides gradients from clipping under precision 16-mixed; set it to false, or train in bf16-mixed"
+            text = "hides gradients from clipping under precision 16-mixed; set it to false, or train in bf16-mixed"
             raise ConfigError(text, "model.optimizer.fused")
         scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, self.schedule.value_at)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}

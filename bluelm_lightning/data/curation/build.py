@@ -31,6 +31,10 @@ class BuildShards(Build):
     def __init__(self, samples_per_shard: int = 10_000, shuffle_seed: int | None = 0, prefix: str = "shard") -> None:
         if samples_per_shard < 1:
             raise ConfigError(f"{samples_per_shard} is less than 1", "samples_per_shard")
+        if shuffle_seed is not None and shuffle_seed < 0:
+            raise ConfigError(f"{shuffle_seed} is below 0", "shuffle_seed")
+        if not prefix or "/" in prefix or prefix.startswith("."):
+            raise ConfigError(f"{prefix!r} begins no file name; write letters", "prefix")
         self.samples_per_shard, self.shuffle_seed, self.prefix = samples_per_shard, shuffle_seed, prefix
 
     def plan(self, counts: Sequence[int]) -> list[Any]:

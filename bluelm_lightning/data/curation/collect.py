@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from bluelm_lightning.data.curation.step import Collect
-from bluelm_lightning.data.records import load_json
+from bluelm_lightning.data.records import load_json, parse_record
 from bluelm_lightning.data.rows import json_rows, named_columns, to_sample
 from bluelm_lightning.errors import ConfigError, DataError
 from bluelm_lightning.types import Sample
@@ -28,7 +28,8 @@ def find_files(paths: str | list[str], endings: tuple[str, ...], key: str = "pat
         if path.is_dir():
             here = sorted(one for one in path.rglob("*") if one.suffix.lower() in endings and one.is_file())
         else:
-            here = [path] if path.is_file() else sorted(map(Path, glob(str(path), recursive=True)))
+            hits = [one for one in sorted(map(Path, glob(str(path), recursive=True))) if one.is_file()]
+            here = [path] if path.is_file() else [one for one in hits if one.suffix.lower() in endings] or hits
         if not here:
             raise ConfigError(f"{given} holds no {' or '.join(endings)}; give a file, a folder or a glob", key)
         found |= dict.fromkeys(here)
@@ -93,7 +94,7 @@ class CollectJson(Collect):
 
         def parse(item: tuple[int, Any]) -> Sample:
             number, line = item
-            where = f"{path.name}:{number}"
+            where = f"{path.parent.name}/{path.name}:{number}"
             record = load_json(line, where) if isinstance(line, bytes) else line
             return to_sample(record, root, where, f"{path.stem}-{number:06d}", self.source, path.stem)
 
@@ -111,13 +112,15 @@ def _lines(path: Path, start: int, stop: int, number: int) -> Iterator[tuple[int
 
 
 class CollectText(Collect):
-    """Plain texts, UTF-8.
+    """Plain texts, UTF-8. One that speaks of ``<image>`` is dropped: that stands for a picture.
 
     Args:
         paths: files, folders, globs.
         split: a text is a whole ``file``, a ``paragraph`` (between empty lines) or a ``line``.
         source: name for all samples; default: the file's name.
     """
+
+    version = 2
 
     def __init__(self, paths: str | list[str], split: str = "file", source: str | None = None) -> None:
         if split not in ("file", "paragraph", "line"):
@@ -137,8 +140,14 @@ class CollectText(Collect):
         except UnicodeDecodeError as error:
             raise DataError(f"is not UTF-8: {error}; save it again", path.name) from error
         texts = [whole] if self.split == "file" else whole.split("\n\n" if self.split == "paragraph" else "\n")
-        for number, text in enumerate(filter(str.strip, texts)):
-            yield Sample(id=f"{path.stem}-{number:06d}", source=self.source or path.stem, text=text.strip())
+
+        def parse(item: tuple[int, str]) -> Sample:
+            number, text = item
+            where = f"{path.parent.name}/{path.name}:{number}"
+            source = self.source or path.stem
+            return parse_record({"text": text.strip()}, [], where, f"{path.stem}-{number:06d}", source)
+
+        return map(parse, enumerate(filter(str.strip, texts)))
 
 
 class CollectShards(Collect):
@@ -179,7 +188,7 @@ class CollectDataset(Collect):
     Args:
         path: a folder, a parquet file, or a name for `datasets.load_dataset`.
         name: configuration of a data set of the hub.
-        split: of a data set of the hub.
+        split: of a data set of the hub, or of a folder with several.
         columns: what columns mean: ``{question: q, answer: a, thinking: t}``, ``{text: t}``, ``{images: picture}``;
             default: rows are records in any dialect.
         drop: columns to leave out.
@@ -201,11 +210,24 @@ class CollectDataset(Collect):
         if wrong or part_rows < 1:
             fix = "give question, answer, thinking, text, images"
             raise ConfigError(f"{wrong[0]!r} is no role; {fix}" if wrong else "part_rows is below 1", "columns")
+        if {"answer", "thinking"} & set(columns or ()) and "question" not in (columns or ()):
+            raise ConfigError("an answer needs its question; name its column, too", "columns")
         self.path, self.name, self.split, self.source = path, name, split, source
         self.columns, self.drop, self.part_rows = columns, drop, part_rows
 
     def inputs(self) -> list[Path]:
-        return find_files(self.path, (".parquet", ".arrow"), "path") if Path(self.path).exists() else []
+        folder = self._folder()
+        return find_files(str(folder), (".parquet", ".arrow"), "path") if folder.exists() else []
+
+    def _folder(self) -> Path:
+        """The path, or the split's folder in it."""
+        path = Path(self.path)
+        if not (path / "dataset_dict.json").is_file():
+            return path
+        splits = sorted(one.parent.name for one in path.glob("*/state.json"))
+        if self.split not in splits:
+            raise ConfigError(f"{self.path} has no {self.split!r}; it has {', '.join(splits)}", "split")
+        return path / self.split
 
     def units(self) -> list[Any]:
         rows = len(self._data())
@@ -214,17 +236,17 @@ class CollectDataset(Collect):
     def _data(self) -> Any:
         import datasets
 
-        if (Path(self.path) / "state.json").is_file():
-            return datasets.load_from_disk(self.path)
-        if Path(self.path).exists():
-            files = [str(path) for path in self.inputs()]
-            return datasets.Dataset.from_parquet(files)
+        folder = self._folder()
         try:
+            if (folder / "state.json").is_file():
+                return datasets.load_from_disk(str(folder))
+            if folder.exists():
+                return datasets.Dataset.from_parquet([str(path) for path in self.inputs()])
             return datasets.load_dataset(self.path, self.name, split=self.split)
-        except Exception as error:  # of the hub, of the network, of a cache
+        except Exception as error:  # of a file, of the hub, of the network, of a cache
             text = " ".join(str(error).split())[:200]
             raise ConfigError(
-                f"{self.path} cannot be loaded: {text}; give a folder or a name of the hub", "path"
+                f"{self.path} cannot be loaded: {text}; give parquet, a saved data set or a name of the hub", "path"
             ) from error
 
     def read(self, unit: Any) -> Iterator[Sample]:

@@ -8,13 +8,12 @@ from typing import Any
 import numpy as np
 
 from bluelm_lightning.data.curation.collect import find_files
-from bluelm_lightning.data.curation.evaluation_index import EvaluationIndex, build_index, read_set
+from bluelm_lightning.data.curation.evaluation_index import ENDINGS, EvaluationIndex, build_index, read_set
 from bluelm_lightning.data.curation.record import Record
 from bluelm_lightning.data.curation.step import Dropped, Filter
 from bluelm_lightning.errors import ConfigError
 
 _INDEX = "evaluation.npz"
-_ENDINGS = (".jsonl", ".json", ".parquet", ".arrow", ".tar")
 
 
 class Decontaminate(Filter):
@@ -25,14 +24,20 @@ class Decontaminate(Filter):
     by a like picture (re-encoded, resized), whatever is asked about it.
 
     Args:
-        sets: folders of shards, .jsonl, .json, .parquet; a name for each, or a list.
+        sets: .jsonl, .json, .parquet, saved data sets, shards, folders and globs of them; a name for each, or a list
+            that is named by their stems.
         ngram: words of a run. 13 is usual for long texts; questions are shorter.
         min_share: of an item's runs that stand in a record.
         max_rms: difference of two pictures' codes up to which they are alike; see `picture_code`.
         with_text: a like picture is not enough, the item's words must be there too. For pictures that many sets share.
 
+    Raises:
+        ConfigError: no set, two sets of one name, or a number out of range.
+
     Source: n-gram overlap as GPT-3 (Brown et al., 2020); the share and the rule for pictures are our choice.
     """
+
+    version = 2
 
     def __init__(
         self,
@@ -46,6 +51,12 @@ class Decontaminate(Filter):
             raise ConfigError("names no evaluation set; give paths", "sets")
         if not 0 < min_share <= 1 or ngram < 1:
             raise ConfigError(f"min_share {min_share} must be a share and ngram {ngram} at least 1", "min_share")
+        if max_rms < 0:
+            raise ConfigError(f"{max_rms} is below 0", "max_rms")
+        names = [Path(path).stem for path in sets]
+        twice = [name for name in names if names.count(name) > 1]
+        if isinstance(sets, list) and twice:
+            raise ConfigError(f"two are called {twice[0]!r}; give each a name, {{mmlu: {sets[0]}, ...}}", "sets")
         self.sets, self.ngram, self.min_share = sets, ngram, min_share
         self.max_rms, self.with_text = max_rms, with_text
         self._index: EvaluationIndex | None = None
@@ -54,7 +65,7 @@ class Decontaminate(Filter):
         return self.sets if isinstance(self.sets, dict) else {Path(path).stem: path for path in self.sets}
 
     def inputs(self) -> list[Path]:
-        return [file for path in self._named().values() for file in find_files(path, _ENDINGS, "sets")]
+        return [file for path in self._named().values() for file in find_files(path, ENDINGS, "sets")]
 
     def prepare(self, folder: Path) -> None:
         items = ((name, sample) for name, path in self._named().items() for sample in read_set(path))

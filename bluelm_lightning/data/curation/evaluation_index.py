@@ -16,15 +16,17 @@ from typing import Any
 import numpy as np
 
 from bluelm_lightning.data.chat import IMAGE
+from bluelm_lightning.data.curation.collect import find_files
 from bluelm_lightning.data.curation.near_pictures import PictureGrid
-from bluelm_lightning.data.curation.pictures import picture_code
-from bluelm_lightning.data.curation.record import fold
+from bluelm_lightning.data.curation.pictures import FINE, SIDE, PictureCode, picture_code
+from bluelm_lightning.data.curation.record import MARKS, fold
 from bluelm_lightning.data.curation.shingles import SIGNS
-from bluelm_lightning.errors import ConfigError, DataError
+from bluelm_lightning.errors import DataError
 from bluelm_lightning.types import Sample
 
 _CJK = "\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uac00-\ud7af"
-_WORD = re.compile(rf"[{_CJK}]|[^\W_{_CJK}]+")
+_WORD = re.compile(rf"[{_CJK}]|(?:[^\W_{_CJK}]|[{MARKS}])+")
+ENDINGS = (".jsonl", ".json", ".parquet", ".arrow", ".tar")
 _BASE = np.uint64(0x9E3779B97F4A7C15)
 
 
@@ -42,7 +44,7 @@ class EvaluationIndex:
         self.whole, self.whole_items = arrays["whole"], arrays["whole_items"]
         self.code_items, self.names = arrays["code_items"], arrays["names"].tolist()
         self.pictured = np.bincount(self.code_items, minlength=len(self.names)) > 0
-        self.pictures = PictureGrid(arrays["codes"], max_rms)
+        self.pictures = PictureGrid(arrays["codes"], arrays["fine"].__getitem__, max_rms)
 
     def by_text(self, texts: Sequence[str], turns: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
         """int[M] items and float[M], the share of their runs of words in `texts`; 1 for a short one that is a turn."""
@@ -110,7 +112,8 @@ def build_index(items: Iterable[tuple[str, Sample]], ngram: int, picture_items_b
         DataError: a damaged picture, naming set and item: what cannot be looked for must not pass for absent.
     """
     grams, gram_items, num_grams, whole, whole_items = [], [], [], [], []
-    codes, code_items, names = [], [], []
+    codes: list[PictureCode] = []
+    code_items, names = [], []
     for number, (name, sample) in enumerate(items):
         names.append((name, sample.id))
         asked = prompts_of(sample) if picture_items_by_text or not sample.images else []
@@ -136,7 +139,8 @@ def build_index(items: Iterable[tuple[str, Sample]], ngram: int, picture_items_b
         "num_grams": np.array(num_grams, np.int32),
         "whole": np.array(whole, np.uint64)[short],
         "whole_items": np.array(whole_items, np.int32)[short],
-        "codes": np.array(codes, np.uint8).reshape(len(codes), 768),
+        "codes": np.array([code.coarse for code in codes], np.uint8).reshape(len(codes), SIDE * SIDE * 3),
+        "fine": np.array([code.fine for code in codes], np.uint8).reshape(len(codes), FINE * FINE),
         "code_items": np.array(code_items, np.int32),
         "ngram": np.array(ngram),
         "names": np.array(names, str).reshape(len(names), 2),
@@ -144,7 +148,10 @@ def build_index(items: Iterable[tuple[str, Sample]], ngram: int, picture_items_b
 
 
 def read_set(path: str) -> Iterator[Sample]:
-    """Items of an evaluation set: .jsonl or .json in any dialect, parquet or a saved data set, else tar shards.
+    """Items of an evaluation set: tar shards, a saved data set, parquet, or .jsonl and .json in any dialect.
+
+    Args:
+        path: a file, a folder or a glob.
 
     Raises:
         ConfigError: nothing there.
@@ -153,13 +160,15 @@ def read_set(path: str) -> Iterator[Sample]:
     from bluelm_lightning.data.convert import from_dataset, from_jsonl
     from bluelm_lightning.data.shards import ShardSource
 
-    given = Path(path)
-    if given.suffix in (".jsonl", ".json"):
-        return from_jsonl(given)
-    if given.suffix == ".parquet" or (given / "state.json").is_file():
-        return from_dataset(given)
-    try:
+    files = find_files(path, ENDINGS, "sets")
+    endings = {file.suffix.lower() for file in files}
+    if ".tar" in endings:  # their folder holds .json, too
         shards = ShardSource(path)
-    except ConfigError as error:
-        raise ConfigError(str(error), "sets") from error
-    return (shards[number] for number in range(len(shards)))
+        return (shards[number] for number in range(len(shards)))
+    if ".arrow" in endings:
+        return from_dataset(path)
+
+    def items(file: Path) -> Iterator[Sample]:
+        return from_dataset(file) if file.suffix.lower() == ".parquet" else from_jsonl(file)
+
+    return (sample for file in files for sample in items(file))

@@ -66,6 +66,9 @@ class RepetitionFilter(Filter):
         for name, share in (("line", max_line_share), ("top", max_top_share), ("repeated", max_repeated_share)):
             if not 0 < share <= 1:
                 raise ConfigError(f"{share} is no share; give more than 0 and at most 1", f"max_{name}_share")
+        if min_words < 2 or ngram < 1:
+            key = "min_words" if min_words < 2 else "ngram"
+            raise ConfigError(f"{min(min_words, ngram)} is too small; give at least {2 if min_words < 2 else 1}", key)
         self.min_words, self.ngram = min_words, ngram
         self.max_line_share, self.max_top_share = max_line_share, max_top_share
         self.max_repeated_share = max_repeated_share

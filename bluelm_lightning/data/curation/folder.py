@@ -62,14 +62,29 @@ class StepFolder:
         path = self.path / MANIFEST
         return load_json(path.read_bytes(), str(path)) if path.is_file() else {}
 
+    def key(self) -> str | None:
+        """Fingerprint of the step that the folder was made by; None where it is none of ours."""
+        started = self.work / "key"
+        return self.manifest().get("key") or (started.read_text() if started.is_file() else None)
+
+    def wants_redo(self) -> bool:
+        """Whether a finished step's files are cut or missing, or pictures could not be read and may be there by now."""
+        held = self.manifest()
+        sizes = {name: size for part in held.get("parts", ()) for name, size in part.get("bytes", {}).items()}
+        whole = all((path := self.path / name).is_file() and path.stat().st_size == n for name, n in sizes.items())
+        return not whole or "cannot be read" in held.get("dropped", {})
+
     def begin(self, key: str) -> bool:
         """Makes the folder ready. True if the step is done already.
 
         Raises:
-            ConfigError: the folder was written with other settings, by other steps before it, or from other inputs.
+            ConfigError: the folder was written with other settings, by other steps before it, or from other inputs; or
+                by something else.
         """
-        held, started = self.manifest(), self.work / "key"
-        found = held.get("key") or (started.read_text() if started.is_file() else None)
+        held, started, found = self.manifest(), self.work / "key", self.key()
+        if found is None and self.path.is_dir() and any(path.name != ".work" for path in self.path.iterdir()):
+            reason = "holds files that no pipeline has written; move them, or name another folder"
+            raise ConfigError(f"{self.path} {reason}", "output")
         if found not in (None, key):
             reason = "was made with other settings or inputs, of this step or of one before it"
             raise ConfigError(f"{self.path} {reason}; run with --redo, or name another folder", "output")
@@ -170,6 +185,7 @@ class PartWriter:
             os.replace(file.name, name)
         entry: dict[str, Any] = {"file": self._names[0].name, "records": self.counts["out"]}
         entry |= {"sha256": hash_file(self._names[0])}
+        entry["bytes"] = {name.name: name.stat().st_size for name in (self._names[0], *self._names[2:])}
         if len(self._names) > 2:
             entry["pictures_sha256"] = hash_file(self._names[2])
         out, dropped = self.counts["out"], sum(self.reasons.values())

@@ -2,20 +2,22 @@
 
 A code is projected on fixed orthonormal directions: the slow waves over the picture of brightness and of two colours. A
 projection never lengthens a distance, so like pictures lie in the same or in neighbouring cells of a grid over the
-first five of them, and those that all of them together put further apart need not be compared: nothing is missed.
+first five of them, and those that all of them together put further apart need not be compared: nothing is missed. What
+is near by its coarse code must show the same details, too.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from itertools import product
 
 import numpy as np
 
-from bluelm_lightning.data.curation.pictures import SIDE
+from bluelm_lightning.data.curation.pictures import SIDE, PictureCode, same_details
 
 _AXES = 5  # of the grid
 _CHUNK = 1 << 19  # pairs looked at at a time
+_FINE_CHUNK = 1 << 12  # the same of their details
 _OFFSET, _BASE = 1 << 11, 1 << 12  # cells on either side of the middle, and of an axis
 
 
@@ -23,12 +25,13 @@ class PictureGrid:
     """Codes that can be asked for their neighbours.
 
     Args:
-        codes: uint8[N, 768] of `picture_code`.
+        codes: uint8[N, 768], the coarse ones of `picture_code`.
+        fine: numbers int64[M] of codes -> uint8[M, 4096], the fine ones, which may be on disk.
         max_rms: root mean square difference of two codes, in levels of 255, up to which pictures are alike.
     """
 
-    def __init__(self, codes: np.ndarray, max_rms: float) -> None:
-        self.codes, self.max_rms = codes, max_rms
+    def __init__(self, codes: np.ndarray, fine: Callable[[np.ndarray], np.ndarray], max_rms: float) -> None:
+        self.codes, self.fine, self.max_rms = codes, fine, max_rms
         self._radius = max_rms * SIDE * 3**0.5  # a distance, not a mean
         self._places = _project(codes)
         self._cells = self._cell(self._places)
@@ -36,22 +39,24 @@ class PictureGrid:
         self._order = np.argsort(keys, kind="stable")
         self._sorted = keys[self._order]
 
-    def near(self, code: np.ndarray) -> list[tuple[int, float]]:
-        """``(number, rms)`` of every code within `max_rms`, the nearest first."""
+    def near(self, code: PictureCode) -> list[tuple[int, float]]:
+        """``(number, rms)`` of every like picture, the nearest first; rms of the coarse codes."""
         if not len(self.codes):
             return []
-        keys = _key(self._cell(_project(code[None])) + _STEPS)
+        keys = _key(self._cell(_project(code.coarse[None])) + _STEPS)
         starts, stops = (np.searchsorted(self._sorted, keys, side) for side in ("left", "right"))
         found = [self._order[a:b] for a, b in zip(starts, stops) if b > a]
         if not found:
             return []
         numbers = np.sort(np.concatenate(found))
-        rms = _rms(self.codes[numbers], code[None])
-        alike = np.flatnonzero(rms <= self.max_rms)
-        return sorted(((int(numbers[i]), float(rms[i])) for i in alike), key=lambda one: (one[1], one[0]))
+        rms = _rms(self.codes[numbers], code.coarse[None])
+        numbers, rms = numbers[rms <= self.max_rms], rms[rms <= self.max_rms]
+        alike = same_details(self.fine(numbers), np.broadcast_to(code.fine, (len(numbers), len(code.fine))))
+        alikes = zip(numbers[alike].tolist(), rms[alike].tolist())
+        return sorted(alikes, key=lambda one: (one[1], one[0]))
 
     def pairs(self) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-        """int64[M], int64[M]: all pairs i < j within `max_rms`, in chunks."""
+        """int64[M], int64[M]: all pairs i < j of like pictures, in chunks."""
         for step in _STEPS[len(_STEPS) // 2 :]:  # the middle one and half of the others: each pair once
             keys = _key(self._cells + step)
             starts, stops = (np.searchsorted(self._sorted, keys, side) for side in ("left", "right"))
@@ -61,8 +66,12 @@ class PictureGrid:
                 if not step.any():  # in the same cell each pair is there twice, and each picture with itself
                     close &= left < right
                 left, right = left[close], right[close]
-                alike = _rms(self.codes[left], self.codes[right]) <= self.max_rms
-                yield np.minimum(left, right)[alike], np.maximum(left, right)[alike]
+                near = _rms(self.codes[left], self.codes[right]) <= self.max_rms
+                left, right = np.minimum(left, right)[near], np.maximum(left, right)[near]
+                for at in range(0, len(left), _FINE_CHUNK):
+                    here = slice(at, at + _FINE_CHUNK)
+                    alike = same_details(self.fine(left[here]), self.fine(right[here]))
+                    yield left[here][alike], right[here][alike]
 
     def _cell(self, places: np.ndarray) -> np.ndarray:
         width = max(self._radius, 4.0)  # a wider cell misses nothing, and all cells have a number

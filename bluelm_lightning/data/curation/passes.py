@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import time
 from bisect import bisect_right
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import accumulate
@@ -19,7 +19,7 @@ import numpy as np
 
 from bluelm_lightning.data.convert import without_details
 from bluelm_lightning.data.curation.folder import Part, PartWriter, StepFolder
-from bluelm_lightning.data.curation.record import Picture, Record, from_line, read_bytes, read_lines
+from bluelm_lightning.data.curation.record import Picture, Record, close_files, from_line, read_bytes, read_lines
 from bluelm_lightning.data.curation.step import Build, Collect, Dropped, Filter, Global
 from bluelm_lightning.data.records import load_json, to_record
 from bluelm_lightning.data.shard_index import write_json
@@ -75,6 +75,21 @@ class Sketches:
     def column(self, name: str) -> np.ndarray:
         """The arrays of all parts, one after the other, in memory."""
         return np.concatenate(self.parts(name)) if self.counts else np.zeros(0)
+
+    def rows(self, name: str) -> Callable[[np.ndarray], np.ndarray]:
+        """Numbers int64[M] -> those rows of the arrays of all parts, read from disk when they are asked for."""
+        parts = self.parts(name)
+        ends = np.cumsum([len(part) for part in parts])
+
+        def take(numbers: np.ndarray) -> np.ndarray:
+            out = np.empty((len(numbers), *parts[0].shape[1:]), parts[0].dtype)
+            places = np.searchsorted(ends, numbers, "right")
+            for place in np.unique(places).tolist():
+                mine = places == place
+                out[mine] = parts[place][numbers[mine] - (ends[place] - len(parts[place]))]
+            return out
+
+        return take
 
 
 def collect_part(job: Job, unit: Any, number: int) -> dict[str, Any]:
@@ -172,6 +187,13 @@ def build_unit(job: Job, unit: Any, number: int, parts: tuple[Part, ...]) -> dic
     counts = {"in": entry["samples"], "out": entry["samples"], "added": 0, "dropped": {}}
     write_json(job.files.mark(number), {**counts, "part": None, "entry": entry, "cpu": cpu})
     return {"records": entry["samples"]}
+
+
+def forget() -> None:
+    """What this process keeps open between parts: of a run that has ended, or whose folders are gone."""
+    _opened.clear()
+    _rows.cache_clear()
+    close_files()
 
 
 @lru_cache(maxsize=1)

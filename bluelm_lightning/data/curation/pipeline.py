@@ -17,6 +17,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from bluelm_lightning.data.curation import passes
 from bluelm_lightning.data.curation.engine import Engine, LocalEngine
 from bluelm_lightning.data.curation.folder import Part, StepFolder
 from bluelm_lightning.data.curation.progress import StepProgress, step_name
@@ -56,28 +57,32 @@ class Pipeline:
         """Runs what is not done yet. Returns the report.
 
         Args:
-            redo: throw away the steps that were made with other settings or inputs, instead of refusing to go on.
+            redo: throw away the steps that were made with other settings or inputs, by steps that are gone, whose files
+                are cut or missing, or that could not read a picture, instead of refusing to go on.
 
         Raises:
-            ConfigError: a step was made with other settings; another run writes to the folder.
+            ConfigError: a step was made with other settings, or its folder is not ours; another run writes to the
+                output.
             DataError: an input cannot be used at all.
         """
         self.output.mkdir(parents=True, exist_ok=True)
         with self._alone():
+            passes.forget()
             try:
                 return self._run(redo)
             finally:
+                passes.forget()
                 self.engine.close()
 
     def _run(self, redo: bool) -> dict[str, Any]:
         parts: list[Part] = []
-        key = ""
-        for number, step in enumerate(self.steps, 1):
+        keys = self._keys()
+        self._check_others(redo)
+        for number, (step, key) in enumerate(zip(self.steps, keys), 1):
             name = step_name(number, step)
             folder = StepFolder(self.output / name)
-            key = fingerprint(step, key)
-            if redo:
-                self._forget(number, folder, key)
+            if redo and (folder.manifest().get("key") != key or folder.wants_redo()):
+                self._forget(number)
             again = folder.begin(key)
             if not again:
                 StepRun(step, folder, self.output, self.engine, self.progress).run(parts, key)
@@ -88,13 +93,35 @@ class Pipeline:
                 parts = parts + own if isinstance(step, Collect) else own
         return write_report(self.output, [step_name(n, step) for n, step in enumerate(self.steps, 1)])
 
-    def _forget(self, number: int, folder: StepFolder, key: str) -> None:
-        """Removes the folder of a step that has changed, and with it those behind it, whose pictures may lie there."""
-        if folder.manifest().get("key") == key:
-            return
-        for path in self.output.glob("[0-9][0-9]_*"):
-            ours = (path / "manifest.json").is_file() or (path / ".work").is_dir()
-            if int(path.name[:2]) >= number and ours:
+    def _keys(self) -> list[str]:
+        """Fingerprint of each step, before anything runs: an input that is not there is refused here."""
+        keys: list[str] = []
+        for number, step in enumerate(self.steps):
+            try:
+                keys.append(fingerprint(step, keys[-1] if keys else ""))
+            except ConfigError as error:
+                text = str(error).removeprefix(f"{error.key}: ")
+                raise ConfigError(text, f"steps[{number}].init_args.{error.key}") from error
+        return keys
+
+    def _others(self) -> list[Path]:
+        """Folders of steps in the output, ours or not of this pipeline; never one that something else has written."""
+        return [path for path in sorted(self.output.glob("[0-9][0-9]_*")) if StepFolder(path).key()]
+
+    def _check_others(self, redo: bool) -> None:
+        """Folders of steps that are no longer there could be taken for the result."""
+        names = {step_name(number, step) for number, step in enumerate(self.steps, 1)}
+        left = [path for path in self._others() if path.name not in names]
+        if left and not redo:
+            reason = "was made by other steps than these; run with --redo to remove it, or name another folder"
+            raise ConfigError(f"{left[0]} {reason}", "output")
+        for path in left:
+            shutil.rmtree(path)
+
+    def _forget(self, number: int) -> None:
+        """Removes the folder of a step, and with it those behind it, whose pictures may lie there."""
+        for path in self._others():
+            if int(path.name[:2]) >= number:
                 shutil.rmtree(path)
 
     @contextmanager

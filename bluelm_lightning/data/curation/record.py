@@ -23,7 +23,10 @@ from bluelm_lightning.data.records import RESERVED
 from bluelm_lightning.errors import DataError
 from bluelm_lightning.types import Sample
 
-_NOT_WORD = re.compile(r"[\W_]+")
+# vowel signs and the like, which \w leaves out: without them words of Hindi or Arabic would be others. BMP alone;
+# variation selectors are none.
+MARKS = "".join(letter for letter in map(chr, range(0x300, 0xFE00)) if unicodedata.category(letter).startswith("M"))
+_NOT_WORD, _NOT_ASCII_WORD = re.compile(rf"(?:[^\w{MARKS}]|_)+"), re.compile(r"[\W_]+")
 
 
 class Picture(NamedTuple):
@@ -100,6 +103,11 @@ def _opened(path: str) -> Any:
     return open(path, "rb")
 
 
+def close_files() -> None:
+    """Forget what was opened: another run may have written other files under the same names."""
+    _opened.cache_clear()
+
+
 def read_bytes(path: str, picture: Picture) -> bytes:
     """One positioned read. Raises DataError if the file was cut or removed."""
     try:
@@ -114,8 +122,8 @@ def read_bytes(path: str, picture: Picture) -> bytes:
 def fold(text: str) -> str:
     """Compatibility forms, case, punctuation and spaces folded: ``"Is it  RED?"`` -> ``"is it red"``.
 
-    Combining marks count as punctuation in no script: they are composed first.
+    Marks are composed with their letters; those that stay, such as vowel signs, are parts of words.
     """
-    if not text.isascii():
-        text = unicodedata.normalize("NFKC", text)
-    return _NOT_WORD.sub(" ", text.casefold()).strip()
+    if text.isascii():
+        return _NOT_ASCII_WORD.sub(" ", text.casefold()).strip()
+    return _NOT_WORD.sub(" ", unicodedata.normalize("NFKC", text).casefold()).strip()

@@ -90,6 +90,8 @@ class Mix(Global):
     ) -> None:
         if not weights or min(weights.values()) < 0 or max_repeats < 1 or sum(weights.values()) <= 0:
             raise ConfigError(f"{weights} must be positive, and max_repeats {max_repeats} at least 1", "weights")
+        if total is not None and total < 1:
+            raise ConfigError(f"{total} is less than 1", "total")
         self.weights = {source: float(weight) for source, weight in weights.items()}
         self.total, self.max_repeats, self.seed = total, max_repeats, seed
 
