@@ -103,13 +103,14 @@ def test_evaluation_sets_are_folders_and_globs_too_and_have_names(tmp_path):
         assert done["steps"][1]["dropped"] == {"evaluation text": 2}
 
 
-def test_a_text_that_speaks_of_image_is_dropped_at_the_start(tmp_path):
+def test_texts_that_cannot_be_samples_are_dropped_at_the_start(tmp_path):
     (tmp_path / "a.txt").write_text("The <image> element shows a picture.\n\nAnother paragraph.")
-    steps = CollectText(str(tmp_path / "a.txt"), split="paragraph"), ExactDuplicates(), BuildShards()
+    (tmp_path / "b.txt").write_bytes("für".encode("latin-1"))
+    steps = CollectText(str(tmp_path / "*.txt"), split="paragraph"), ExactDuplicates(), BuildShards()
     done = pipeline(tmp_path, *steps).run()["steps"]
-    assert (done[0]["in"], done[-1]["out"]) == (2, 1)
-    line = json.loads((tmp_path / "out/01_CollectText/dropped.jsonl").read_text())
-    assert line["id"] == f"{tmp_path.name}/a.txt:0"
+    assert (done[0]["in"], done[-1]["out"]) == (3, 1)
+    lines = [json.loads(line) for line in (tmp_path / "out/01_CollectText/dropped.jsonl").open()]
+    assert [line["id"] for line in lines] == [f"{tmp_path.name}/a.txt:0", f"{tmp_path.name}/b.txt"]
 
 
 def test_a_saved_data_set_of_several_splits(tmp_path):

@@ -135,11 +135,6 @@ class CollectText(Collect):
 
     def read(self, unit: Any) -> Iterator[Sample]:
         path = Path(unit)
-        try:
-            whole = path.read_text(encoding="utf-8")
-        except UnicodeDecodeError as error:
-            raise DataError(f"is not UTF-8: {error}; save it again", path.name) from error
-        texts = [whole] if self.split == "file" else whole.split("\n\n" if self.split == "paragraph" else "\n")
 
         def parse(item: tuple[int, str]) -> Sample:
             number, text = item
@@ -147,7 +142,15 @@ class CollectText(Collect):
             source = self.source or path.stem
             return parse_record({"text": text.strip()}, [], where, f"{path.stem}-{number:06d}", source)
 
-        return map(parse, enumerate(filter(str.strip, texts)))
+        return map(parse, enumerate(filter(str.strip, self._texts(path))))
+
+    def _texts(self, path: Path) -> Iterator[str]:
+        try:
+            whole = path.read_text(encoding="utf-8")
+        except UnicodeDecodeError as error:
+            raise DataError(f"is not UTF-8: {error}; save it again", f"{path.parent.name}/{path.name}") from error
+        ends = {"paragraph": "\n\n", "line": "\n"}
+        yield from [whole] if self.split == "file" else whole.split(ends[self.split])
 
 
 class CollectShards(Collect):
