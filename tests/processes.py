@@ -1,9 +1,11 @@
 """Real processes that talk over gloo: how tests of several ranks start them."""
 
 import os
+import signal
 import socket
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from random import SystemRandom
 
@@ -20,6 +22,21 @@ def rendezvous() -> dict[str, str]:
         with socket.socket() as probe:
             if probe.connect_ex(("127.0.0.1", port)):
                 return {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+
+
+def in_fork(work: Callable[[], None], seconds: int = 60) -> int:
+    """Exit code of a fork of this process that does ``work``, -9 when it was killed: imports are there already."""
+    child = os.fork()
+    if child:
+        return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+    code = 1
+    try:
+        signal.alarm(seconds)
+        work()
+        code = 0
+    except BaseException:
+        sys.excepthook(*sys.exc_info())
+    os._exit(code)
 
 
 def run_processes(script: str, *arguments: str, folder: Path, count: int = 2, timeout: int = 200) -> None:

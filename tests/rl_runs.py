@@ -1,8 +1,10 @@
-"""A tiny reinforcement-learning run in memory, and as a process that is killed: ``python rl_runs.py FOLDER NAME``."""
+"""A tiny reinforcement-learning run in memory, and as processes that are killed: ``rl_runs.py FOLDER KIND...``."""
 
+import json
 import os
 import signal
 import sys
+from functools import partial
 from pathlib import Path
 
 import lightning as L
@@ -11,6 +13,7 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 
 sys.path.insert(0, str(Path(__file__).parent))
 
+from processes import in_fork
 from tiny import png, tiny_tokenizer, tiny_vlm
 
 from bluelm_lightning.callbacks import ThinkingBudgetCurriculum
@@ -109,24 +112,26 @@ def fit(stage: RLStage, data: PromptDataModule, folder: Path, steps: int, *callb
     return made
 
 
-def main(folder: Path, name: str) -> None:
+def _run(folder: Path, part: str) -> None:
     """``whole``: eleven batches. ``killed``: after the eighth. ``resumed``: from the last checkpoint to the end."""
-    torch.set_num_threads(1)
     L.seed_everything(0, verbose=False)
     options = {"buffered": {"plan": {"minibatches": 2, "epochs": 2}}, "ahead": {"plan": {"ahead": True}}}
-    diary = Diary(folder / f"{name}.txt", 8 if name == "killed" else 0)
+    diary = Diary(folder / f"{part}.txt", 8 if part == "killed" else 0)
     curriculum = ThinkingBudgetCurriculum((4, 8), (0, 2), total_steps=6, free_share=0.3)
-    last = folder / "checkpoints" / "last.ckpt"
-    fit(
-        stage_of(**options.get(folder.name, {})),
-        data_of(folder),
-        folder,
-        11,
-        diary,
-        curriculum,
-        ckpt_path=last if name == "resumed" else None,
-    )
+    stage, place = stage_of(**options.get(folder.name, {})), folder / ("whole" if part == "whole" else "broken")
+    last = place / "checkpoints" / "last.ckpt" if part == "resumed" else None
+    fit(stage, data_of(folder), place, 11, diary, curriculum, ckpt_path=last)
+
+
+def main(folder: Path, kinds: list[str]) -> None:
+    """Writes the diaries of each kind, and their exit codes."""
+    torch.set_num_threads(1)
+    codes = {}
+    for kind in kinds:
+        (folder / kind).mkdir()
+        codes[kind] = [in_fork(partial(_run, folder / kind, part)) for part in ("whole", "killed", "resumed")]
+    (folder / "codes.json").write_text(json.dumps(codes))
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), sys.argv[2])
+    main(Path(sys.argv[1]), sys.argv[2:])

@@ -8,6 +8,7 @@ import json
 import os
 import signal
 import sys
+from functools import partial
 from pathlib import Path
 
 import lightning as L
@@ -16,6 +17,7 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 
 sys.path.insert(0, str(Path(__file__).parent))
 
+from processes import in_fork
 from test_preference import Preferences
 from tiny import tiny_decoder, tiny_tokenizer, tiny_vlm
 from tiny_data import Talks, Texts, loader_of
@@ -167,29 +169,18 @@ def golden(name: str, folder: Path) -> list[float]:
     return [round(loss, 6) for loss in diary.losses]
 
 
-def _in_process(name: str, folder: Path, part: str) -> int:
-    """Exit code, -9 when it was killed."""
-    child = os.fork()
-    if child:
-        return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
-    code = 1
-    try:
-        signal.alarm(60)
-        resumed = folder / "checkpoints" / "last.ckpt" if part == "resumed" else None
-        stage, data = STAGES[name](folder), data_of(name, folder)
-        if resumed:  # it must live on its checkpoint alone, not on the weights and the seed that it began with
-            with torch.no_grad():
-                for parameter in (p for p in stage.parameters() if p.requires_grad):
-                    parameter.add_(1.0)
-            if stage.schedule.inherits:
-                stage.schedule.start_step = 0
-        torch.manual_seed(1 if resumed else 0)
-        diary = Diary(folder / f"{part}.txt", 8 * (part == "killed"))
-        fit(stage, data, folder, 12, diary, *callbacks_of(name), ckpt_path=resumed)
-        code = 0
-    except BaseException:
-        sys.excepthook(*sys.exc_info())
-    os._exit(code)
+def _run(name: str, folder: Path, part: str) -> None:
+    resumed = folder / "checkpoints" / "last.ckpt" if part == "resumed" else None
+    stage, data = STAGES[name](folder), data_of(name, folder)
+    if resumed:  # it must live on its checkpoint alone, not on the weights and the seed that it began with
+        with torch.no_grad():
+            for parameter in (p for p in stage.parameters() if p.requires_grad):
+                parameter.add_(1.0)
+        if stage.schedule.inherits:
+            stage.schedule.start_step = 0
+    torch.manual_seed(1 if resumed else 0)
+    diary = Diary(folder / f"{part}.txt", 8 * (part == "killed"))
+    fit(stage, data, folder, 12, diary, *callbacks_of(name), ckpt_path=resumed)
 
 
 def main(folder: Path, names: list[str]) -> None:
@@ -197,7 +188,8 @@ def main(folder: Path, names: list[str]) -> None:
     codes = {}
     for name in names:
         (folder / name).mkdir()
-        codes[name] = [_in_process(name, folder / name, part) for part in ("whole", "killed", "resumed")]
+        parts = ("whole", "killed", "resumed")
+        codes[name] = [in_fork(partial(_run, name, folder / name, part)) for part in parts]
     (folder / "codes.json").write_text(json.dumps(codes))
 
 

@@ -1,23 +1,16 @@
 """Reinforcement learning on two processes (gloo) takes the same step as on one with the same prompts (DDP, sharded)."""
 
-import os
-import subprocess
-import sys
-from pathlib import Path
-
 import pytest
 import torch
+from processes import run_processes
 from tiny import worst
 
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory):
     folder = tmp_path_factory.mktemp("two")
-    for processes in (["1"], ["2"], ["2", "sharded"]):
-        command = [sys.executable, str(Path(__file__).parent / "two_rl_processes.py"), str(folder), *processes]
-        env = {**os.environ, "OMP_NUM_THREADS": "1"}
-        done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=240, check=False)
-        assert done.returncode == 0, done.stderr[-3000:]
+    for count, kind in ((1, []), (2, []), (2, ["sharded"])):
+        run_processes("two_rl_processes.py", str(folder), f"{count}", *kind, folder=folder, count=count)
     return lambda name, world, rank: torch.load(folder / f"{name}-{world}-{rank}.pt")
 
 
