@@ -6,7 +6,7 @@ from PIL import Image
 
 from bluelm_lightning.data.curation import Decontaminate, NearDuplicates, PictureFilter
 from bluelm_lightning.data.curation.near_pictures import PictureGrid
-from bluelm_lightning.data.curation.pictures import PictureCode, open_picture, picture_code
+from bluelm_lightning.data.curation.pictures import PictureCode, open_picture, picture_code, same_details
 
 
 def test_the_grid_misses_no_pair_of_like_pictures():
@@ -24,6 +24,24 @@ def test_the_grid_misses_no_pair_of_like_pictures():
         assert {other for other, _ in grid.near(PictureCode(codes[number], fine[0]))} == set(
             np.flatnonzero(apart[number] <= 5).tolist()
         )
+
+
+def test_crowded_cells_give_the_pairs_that_a_comparison_of_all_gives():
+    """Pages of one layout: more than a block of them in few cells, every eighth a copy with noise of another."""
+    draws = np.random.default_rng(1)
+    base, fine = draws.integers(180, 250, (1, 768)), draws.integers(0, 256, (400, 4096))
+    codes = np.clip(base + draws.normal(0, 2.5, (400, 768)), 0, 255).astype(np.uint8)
+    codes[::8], fine[::8] = codes[1::8], fine[1::8] + draws.integers(-9, 10, fine[1::8].shape)
+    fine = np.clip(fine, 0, 255).astype(np.uint8)
+    left, right = np.triu_indices(400, 1)
+    apart = np.sqrt(((codes[left].astype(float) - codes[right]) ** 2).mean(1))
+    left, right = left[apart <= 3.5], right[apart <= 3.5]
+    alike = same_details(fine[left], fine[right])
+    wanted = sorted(zip(left[alike].tolist(), right[alike].tolist()))
+    found = [pair for one, other in PictureGrid(codes, fine.__getitem__, 3.5).pairs() for pair in zip(one, other)]
+    assert 1000 < len(left) < 79_000
+    assert len(wanted) >= 50
+    assert sorted((int(i), int(j)) for i, j in found) == wanted
 
 
 def test_pages_of_print_are_told_apart_by_their_details(tmp_path):

@@ -13,11 +13,12 @@ from itertools import product
 
 import numpy as np
 
-from bluelm_lightning.data.curation.pictures import SIDE, PictureCode, same_details
+from bluelm_lightning.data.curation.pictures import SIDE, PictureCode, like_details, same_details
 
 _AXES = 5  # of the grid
 _CHUNK = 1 << 19  # pairs looked at at a time
-_FINE_CHUNK = 1 << 12  # the same of their details
+_FINE_CHUNK = 1 << 11  # the same of whole codes
+_CROWD = 256  # pictures of a cell from which on products of blocks are quicker than pairs
 _OFFSET, _BASE = 1 << 11, 1 << 12  # cells on either side of the middle, and of an axis
 
 
@@ -51,27 +52,55 @@ class PictureGrid:
         numbers = np.sort(np.concatenate(found))
         rms = _rms(self.codes[numbers], code.coarse[None])
         numbers, rms = numbers[rms <= self.max_rms], rms[rms <= self.max_rms]
-        alike = same_details(self.fine(numbers), np.broadcast_to(code.fine, (len(numbers), len(code.fine))))
+        likely = like_details(code.fine[None], self.fine(numbers))[0]
+        numbers, rms = numbers[likely], rms[likely]
+        alike = same_details(np.broadcast_to(code.fine, (len(numbers), len(code.fine))), self.fine(numbers))
         alikes = zip(numbers[alike].tolist(), rms[alike].tolist())
         return sorted(alikes, key=lambda one: (one[1], one[0]))
 
     def pairs(self) -> Iterator[tuple[np.ndarray, np.ndarray]]:
         """int64[M], int64[M]: all pairs i < j of like pictures, in chunks."""
+        first = np.flatnonzero(np.diff(self._sorted, prepend=self._sorted[:1] - 1))  # of each cell that is not empty
+        last = np.append(first[1:], len(self._sorted))
+        cells = self._cells[self._order[first]]
         for step in _STEPS[len(_STEPS) // 2 :]:  # the middle one and half of the others: each pair once
-            keys = _key(self._cells + step)
+            keys = _key(cells + step)
             starts, stops = (np.searchsorted(self._sorted, keys, side) for side in ("left", "right"))
-            for left, right in _expand(starts, stops, self._order):
-                apart = self._places[left] - self._places[right]
-                close = np.einsum("ij,ij->i", apart, apart) <= (self._radius * 1.001) ** 2  # and the error of float32
-                if not step.any():  # in the same cell each pair is there twice, and each picture with itself
-                    close &= left < right
-                left, right = left[close], right[close]
-                near = _rms(self.codes[left], self.codes[right]) <= self.max_rms
-                left, right = np.minimum(left, right)[near], np.maximum(left, right)[near]
-                for at in range(0, len(left), _FINE_CHUNK):
-                    here = slice(at, at + _FINE_CHUNK)
-                    alike = same_details(self.fine(left[here]), self.fine(right[here]))
-                    yield left[here][alike], right[here][alike]
+            crowded = (last - first) * (stops - starts) > _CROWD**2
+            for n in np.flatnonzero(crowded).tolist():
+                yield from self._crowd(self._order[first[n] : last[n]], self._order[starts[n] : stops[n]])
+            sizes = np.where(crowded, 0, last - first)
+            rows = self._order[np.flatnonzero(np.repeat(~crowded, last - first))]
+            for place, right in _expand(np.repeat(starts, sizes), np.repeat(stops, sizes), self._order):
+                yield from self._alike(rows[place], right, _CHUNK)
+
+    def _crowd(self, some: np.ndarray, others: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        """Like pairs between two cells of many pictures, or within one: blocks of products say which are likely."""
+        for left in np.split(some, range(_CROWD, len(some), _CROWD)):
+            coarse, fine = self.codes[left].astype(np.float32), self.fine(left)
+            for right in np.split(others, range(_CROWD, len(others), _CROWD)):
+                codes = self.codes[right].astype(np.float32)
+                squares = (coarse**2).sum(1)[:, None] + (codes**2).sum(1)[None] - 2 * coarse @ codes.T
+                near = squares <= (self._radius * 1.01 + 4) ** 2  # and the error of float32
+                if near.any():
+                    one, other = np.nonzero(near & like_details(fine, self.fine(right)))
+                    yield from self._alike(left[one], right[other], _FINE_CHUNK)
+
+    def _alike(self, left: np.ndarray, right: np.ndarray, chunk: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        """Of candidates, those that are alike. A pair of one cell comes twice, and each picture with itself."""
+        twice = _key(self._cells[left]) == _key(self._cells[right])
+        left, right = left[~twice | (left < right)], right[~twice | (left < right)]
+        for at in range(0, len(left), chunk):
+            some, others = left[at : at + chunk], right[at : at + chunk]
+            apart = self._places[some] - self._places[others]
+            close = np.einsum("ij,ij->i", apart, apart) <= (self._radius * 1.001) ** 2  # and the error of float32
+            some, others = np.minimum(some, others)[close], np.maximum(some, others)[close]
+            for here in range(0, len(some), _FINE_CHUNK):
+                one, other = some[here : here + _FINE_CHUNK], others[here : here + _FINE_CHUNK]
+                near = _rms(self.codes[one], self.codes[other]) <= self.max_rms
+                one, other = one[near], other[near]
+                alike = same_details(self.fine(one), self.fine(other))
+                yield one[alike], other[alike]
 
     def _cell(self, places: np.ndarray) -> np.ndarray:
         width = max(self._radius, 4.0)  # a wider cell misses nothing, and all cells have a number

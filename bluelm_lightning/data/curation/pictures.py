@@ -93,6 +93,17 @@ def same_details(left: np.ndarray, right: np.ndarray) -> np.ndarray:
     return np.concatenate(parts) if parts else np.zeros(0, bool)
 
 
+def like_details(some: np.ndarray, others: np.ndarray) -> np.ndarray:
+    """bool[M, N]: pairs of fine thumbnails that may show the same details; none that do is missing.
+
+    One product of matrices: where many thumbnails meet many, it is quicker than `same_details` by far.
+    """
+    one, other = _details(some), _details(others)
+    energy, energies = np.einsum("ij,ij->i", one, one)[:, None], np.einsum("ij,ij->i", other, other)[None]
+    product = one @ other.T
+    return (product >= 0.79 * np.sqrt(energy * energies)) | (energy + energies - 2 * product <= 2.6**2 * FINE**2)
+
+
 def _same(left: np.ndarray, right: np.ndarray) -> np.ndarray:
     one, other = (_details(fine) for fine in (left, right))
     alike = np.einsum("ij,ij->i", one, other)
@@ -101,8 +112,8 @@ def _same(left: np.ndarray, right: np.ndarray) -> np.ndarray:
 
 
 def _details(fine: np.ndarray) -> np.ndarray:
-    blocks = fine.reshape(-1, SIDE, FINE // SIDE, SIDE, FINE // SIDE).astype(np.float32)
-    return (blocks - blocks.mean((2, 4), keepdims=True)).reshape(len(fine), -1)
+    blocks = fine.reshape(len(fine), SIDE, FINE // SIDE, SIDE, FINE // SIDE).astype(np.float32)
+    return (blocks - blocks.mean((2, 4), keepdims=True)).reshape(len(fine), FINE * FINE)
 
 
 class PictureFilter(Filter):
