@@ -11,7 +11,12 @@ from solver import QUESTIONS, settings, shards, solver, sums
 from bluelm_lightning.cli.data import main
 from bluelm_lightning.data.shard_swap import in_place_of
 from bluelm_lightning.data.shards import ShardSource, ShardWriter
-from bluelm_lightning.errors import ConfigError
+from bluelm_lightning.errors import ConfigError, DataError
+from bluelm_lightning.rl.rewards import Reward
+from bluelm_lightning.synthesis import EndpointEngine, TraceEngine
+from bluelm_lightning.synthesis.plan import Questions, SynthesisPlan
+from bluelm_lightning.synthesis.run import synthesize
+from bluelm_lightning.types import Generation, Score
 
 
 def report_of(out):
@@ -147,6 +152,54 @@ def test_a_damaged_file_of_answers_is_named(tmp_path, capsys):
             assert "delete it, and its questions are asked again" in error
 
 
+class Forgetful(TraceEngine):
+    """Gives no second reply in the first call, and says which numbers it was asked for."""
+
+    def __init__(self):
+        self.calls = 0
+
+    def write(self, samples, thinking, sampling, copies, seeds):
+        self.calls += 1
+        whole = [[Generation([], "", f"t{n}", str(seed), 1, True) for n in range(copies)] for seed in seeds]
+        return whole if self.calls > 1 else [[first, *([None] * (copies - 1))] for first, *_ in whole]
+
+    def provenance(self):
+        return {"engine": "test", "model": "none"}
+
+
+def test_an_engine_of_ones_own_may_fail_too(tmp_path):
+    questions, engine = [Questions(str(sums(tmp_path / "sums")), 3)], Forgetful()
+    plan = SynthesisPlan(questions, engine, str(tmp_path / "out"), agreement=1.0, samples=2)
+    with pytest.raises(
+        DataError, match=r"no reply to 3 questions, .* the last error: the engine gave no reply; the same"
+    ):
+        synthesize(plan)
+    assert synthesize(plan)["tasks"]["sum"]["replies"] == 6
+    assert engine.calls == 2
+
+
+class Broken(Reward):
+    """A verifier that is down at first."""
+
+    verdict, calls = True, 0
+
+    def score(self, rollouts):
+        Broken.calls += 1
+        if Broken.calls == 1:
+            raise OSError("the verifier is down")
+        return [Score(1.0) for _ in rollouts]
+
+
+def test_replies_outlive_a_verifier_that_fails(tmp_path):
+    with chat_server(solver) as (url, seen):
+        questions, engine = [Questions(str(sums(tmp_path / "sums")), 3)], EndpointEngine(url, "m")
+        plan = SynthesisPlan(questions, engine, str(tmp_path / "out"), {"it": Broken()}, samples=2)
+        with pytest.raises((ValueError, OSError), match="the verifier is down"):
+            synthesize(plan)
+        assert synthesize(plan)["tasks"]["sum"]["kept"] == 3
+        assert len(seen) == 6
+
+
 # ---------------------------------------------------------------- other wordings
 def test_wordings_that_failed_are_asked_for_again(tmp_path, capsys):
     sums(tmp_path / "sums")
@@ -156,21 +209,22 @@ def test_wordings_that_failed_are_asked_for_again(tmp_path, capsys):
         if not body["messages"][-1]["content"].startswith("again"):
             return solver(number, body)
         a, b = numbers_of(body)
-        return 500 if broken.is_set() else f"how much is {a}+{b} now" if a != 5 else "some sum"
+        return 500 if broken.is_set() else f"how much is {a}+{b} now" if a != 6 else "some sum"
 
     with chat_server(both) as (url, seen):
         engine = {"url": url, "model": "m", "pause_s": 0.0, "asking": {"retries": 0, "pause_s": 0.01}}
         by = {"engine": {"class_path": "EndpointEngine", "init_args": engine}, "instruction": "again {question}"}
-        change = {"batch": 12, "rewriting": {"by": {"class_path": "EngineRewriter", "init_args": by}}}
+        few = [{"path": str(tmp_path / "sums"), "count": 8}]
+        change = {"questions": few, "batch": 8, "rewriting": {"by": {"class_path": "EngineRewriter", "init_args": by}}}
         broken.set()
         assert run(tmp_path, url, **change) == 0
-        assert f"{QUESTIONS} wordings failed; the same command asks for them again" in capsys.readouterr().out
-        assert report_of(tmp_path / "out")["tasks"]["sum"]["questions"] == QUESTIONS
+        assert "8 wordings failed; the same command asks for them again" in capsys.readouterr().out
+        assert report_of(tmp_path / "out")["tasks"]["sum"]["questions"] == 8
         broken.clear()
         assert run(tmp_path, url, **change) == 0
         assert "1 wordings were empty, unchanged or lost a number" in capsys.readouterr().out
         report, first = report_of(tmp_path / "out"), len(seen)
         assert (report["cost"]["failed_wordings"], report["cost"]["lost_wordings"]) == (0, 1)
-        assert report["tasks"]["sum"]["questions"] == 2 * QUESTIONS - 1
+        assert report["tasks"]["sum"]["questions"] == 15
         assert run(tmp_path, url, **change) == 0
         assert len(seen) == first

@@ -121,9 +121,10 @@ class Answers:
         written = plan.engine.write_copies(samples, plan.thinking, sampling, copies, seeds) if asked else []
         held["seconds"] += time.perf_counter() - started
         failed = []
-        for question, numbers, replies in zip(asked, copies, written):
+        for question, numbers, replies in zip(asked, copies, written, strict=True):
             made = {str(n): reply for n, reply in zip(numbers, replies) if isinstance(reply, Generation)}
             lost = [one or Failed("the engine gave no reply") for one in replies if not isinstance(one, Generation)]
+            lost += [Failed("the engine gave too few replies")] * (len(replies) < len(numbers))
             held["tokens"] += sum(reply.num_tokens for reply in made.values())
             if made:
                 partial.setdefault(question.key, {}).update({n: asdict(reply) for n, reply in made.items()})
