@@ -10,7 +10,8 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 def chat_server(reply):
     """An endpoint that answers each request with what ``reply(number, body)`` returns.
 
-    That is a text (the message's content), a dictionary (the whole reply), bytes (sent as they are) or an HTTP code.
+    That is a text (the message's content), a dictionary (the whole reply), bytes (sent as they are), an HTTP code, or
+    (code, headers, bytes); with None for the code the bytes stand in place of the status line.
     Yields its address and the list of the bodies that it has seen.
     """
     seen = []
@@ -20,12 +21,18 @@ def chat_server(reply):
             body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
             seen.append(body)
             said = reply(len(seen), body)
-            self.send_response(said if isinstance(said, int) else 200)
-            self.end_headers()
             if isinstance(said, str):
                 said = {"choices": [{"message": {"content": said}}]}
-            if not isinstance(said, int):
-                self.wfile.write(said if isinstance(said, bytes) else json.dumps(said).encode())
+            if isinstance(said, dict):
+                said = json.dumps(said).encode()
+            said = (said, {}, b"") if isinstance(said, int) else (200, {}, said) if isinstance(said, bytes) else said
+            code, headers, body = said
+            if code is not None:
+                self.send_response(code)
+                for name, value in headers.items():
+                    self.send_header(name, value)
+                self.end_headers()
+            self.wfile.write(body)
 
         def log_message(self, *args):
             pass

@@ -32,7 +32,7 @@ def solver(number, body):
 
 
 def settings(folder, url, out, **change):
-    engine = {"url": url, "model": "m", "pause_s": 0.0, "asking": {"retries": 2, "concurrency": 4}}
+    engine = {"url": url, "model": "m", "pause_s": 0.0, "asking": {"retries": 2, "concurrency": 4, "pause_s": 0.02}}
     plan = {
         "questions": [{"path": str(folder / "sums")}],
         "engine": {"class_path": "EndpointEngine", "init_args": engine},

@@ -89,6 +89,12 @@ def test_what_is_wrong_is_said_in_one_line(project, whole, capsys):
         "no-such.yaml does not exist": ["no-such.yaml", "--out", "x"],
         "holds no config.yaml": [str(whole), "--out", "x"],
         "LengthSchedule moves the documents": [here, "--out", "x", phases],
+        "--batches: -3 is below 1": [here, "--out", "x", "--batches", "-3"],
+        "--batches: 0 is below 1": [here, "--out", "x", "--batches", "0"],
+        "--k: -1 is below 0": [here, "--out", "x", "--k", "-1"],
+        "--device: 'tpu' cannot be used: ": [here, "--out", "x", "--device", "tpu"],
+        "--device: 'cuda:99' cannot be used: ": [here, "--out", "x", "--device", "cuda:99"],
+        f"--out: {sft} is a file; give a folder": [here, "--out", str(sft)],
     }
     for said, arguments in mistakes.items():
         assert main(arguments) == 2

@@ -13,14 +13,14 @@ from bluelm_lightning.cli.app import FitCLI
 from bluelm_lightning.cli.arguments import split_arguments
 from bluelm_lightning.cli.fit import main as fit
 from bluelm_lightning.cli.layers import Layers
-from bluelm_lightning.cli.mix import main
+from bluelm_lightning.cli.mix import _print, main
 from bluelm_lightning.cli.settings import read_settings
 from bluelm_lightning.errors import ConfigError
 from bluelm_lightning.mixing.design import near, spread
 from bluelm_lightning.mixing.fit import fit_law
 from bluelm_lightning.mixing.plan import MixPlan, StageSources
 from bluelm_lightning.mixing.propose import propose
-from bluelm_lightning.mixing.run import run_mixing
+from bluelm_lightning.mixing.run import Proxies, explore, run_mixing, scored
 from bluelm_lightning.recipe.runs import Runs
 
 SOURCES, SMALLEST = 4, 0.03
@@ -205,6 +205,51 @@ def test_other_shards_are_other_proxies(project):
 
 
 @pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        ("foo", "stage: .* has no sources under data.init_args; name a stage's YAML"),
+        ({"init_args": "foo"}, "stage: .* has no sources"),
+        ({"init_args": {"sources": "shards/a"}}, "data.sources: .* has 1 sources"),
+        ({"init_args": {"sources": ["shards/a", "shards/b"]}}, "shards/a cannot hold its share: .* needs a path"),
+        ({"init_args": {"sources": [{"path": "x/train"}, {"path": "y/train"}]}}, "data.sources: 2 are called 'train'"),
+    ],
+)
+def test_sources_that_cannot_be_mixed_are_refused_before_anything_runs(data, message, tmp_path):
+    (tmp_path / "stage.yaml").write_text(yaml.safe_dump({"data": data}))
+    with pytest.raises(ConfigError, match=message):
+        StageSources(str(tmp_path / "stage.yaml"), "tokens")
+
+
+def test_a_damaged_note_of_losses_is_scored_again(mixed):
+    plan, runs, _ = mixed
+    note = next(Path(plan.out).glob("proxy-*/held_out.json"))
+    whole = note.read_text()
+    note.write_text("")
+    assert scored(note.parent, Proxies(plan, runs).samples) == json.loads(whole)["losses"]
+    assert note.read_text() == whole
+
+
+def test_names_are_printed_as_they_are(capsys, mixed):
+    _, _, report = mixed
+    _print({**report, "shares": {"[/b]": {"value": 1.0, "low": 1.0, "high": 1.0}}})
+    assert "[/b]" in capsys.readouterr().out
+
+
+def test_more_later_proxies_only_add_and_more_first_ones_move_the_later():
+    def score(row):
+        return np.array([2 + 3 * (row[0] - 0.6) ** 2 + (row[1] - 0.3) ** 2])
+
+    def mixtures(first, later):
+        return {tuple(row) for row in explore(score, 3, [1], first, later, SMALLEST, resamples=20)[0].tolist()}
+
+    known = mixtures(8, 4)
+    assert known <= mixtures(8, 6)
+    kept = known & mixtures(10, 4)
+    assert len(kept) == 8
+    assert kept == {tuple(row) for row in spread(8, 3, SMALLEST).tolist()}
+
+
+@pytest.mark.parametrize(
     ("change", "message"),
     [
         ({"frist": 3}, "frist: unknown key of MixPlan; did you mean first?"),
@@ -214,6 +259,9 @@ def test_other_shards_are_other_proxies(project):
         ({"smallest": 0.7}, "smallest: 0.7 is not between 0 and 1/2"),
         ({"stage": "tiny/pretrain.yaml"}, "cannot hold its share: a proxy's source needs a path and no epochs"),
         ({"first": 3}, "first: 3 is below 4, the sources and two more"),
+        ({"held_out": [{"path": "x/train"}, {"path": "y/train/"}]}, "held_out: 2 are called 'train'; give each a name"),
+        ({"held_out": [{"path": "x", "weight": 0}]}, "held_out: all weights are 0"),
+        ({"held_out": [{"path": "x", "weight": float("nan")}]}, "held_out: weight nan, count 200; give 0 or more"),
     ],
 )
 def test_bad_settings_end_with_one_line(project, change, message, capsys, mixed, monkeypatch):

@@ -217,5 +217,13 @@ def test_the_command_prunes_a_run_on_its_own_data(tmp_path, monkeypatch, capsys,
     assert "parameters (" in capsys.readouterr().out
     assert main(["teacher", "--out", "small", "--layers", "1"]) == 2
     assert "is not empty" in capsys.readouterr().err
+    wrong = {
+        "--batches: -1 is below 1; raise it": ["--out", "x", "--batches", "-1"],
+        "--batches: 0 is below 1; raise it": ["--out", "x", "--batches", "0"],
+        "--out: text.yaml is a file; give a folder": ["--out", "text.yaml"],
+    }
+    for said, options in wrong.items():
+        assert main(["teacher", "--layers", "1", *options]) == 2
+        assert capsys.readouterr().err == f"bluelm-prune: error: {said}\n"
     assert main(["teacher", "--out", "other"]) == 2
     assert "either --parameters" in capsys.readouterr().err

@@ -14,7 +14,7 @@ from bluelm_lightning.recipe.__main__ import needles_found
 from bluelm_lightning.recipe.corpus import docstrings
 from bluelm_lightning.recipe.needles import KINDS, WORDS, needle
 from bluelm_lightning.recipe.probes import document_scores, probe
-from bluelm_lightning.recipe.runs import Runs
+from bluelm_lightning.recipe.runs import Runs, literal
 from bluelm_lightning.types import IGNORE, ImageSpec
 
 HAYSTACK = ["one two three four five six seven", "eight nine ten"]
@@ -120,6 +120,19 @@ class Recorded(Runs):
         (self.root / name / "checkpoints" / "last.ckpt").touch()
         if name in self.fails:
             raise ConfigError("killed")
+
+
+def test_braces_that_are_doubled_stand_for_themselves(tmp_path):
+    runs = Recorded(tmp_path)
+    runs.fit("a", "tiny/text.yaml")
+    runs.fit(
+        "b", "tiny/joint.yaml", options=[literal('--name={epoch} {a} {"b": {"c": 1}}'), "--from={a}", "--x={{{a}}}"]
+    )
+    assert runs.done[-1][1][-3:] == [
+        '--name={epoch} {a} {"b": {"c": 1}}',
+        f"--from={tmp_path}/a",
+        f"--x={{{tmp_path}/a}}",
+    ]
 
 
 def chain(runs: Runs, option: str = "--data.seed=0") -> None:

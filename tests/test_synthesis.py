@@ -12,6 +12,7 @@ from bluelm_lightning.errors import ConfigError
 from bluelm_lightning.generation import Sampling, roll_out
 from bluelm_lightning.rl.rewards import steps_hold
 from bluelm_lightning.synthesis import LocalEngine, Rewriter, TemplateRewriter, TraceEngine
+from bluelm_lightning.synthesis.engines import Failed
 from bluelm_lightning.synthesis.plan import Band, Questions, SynthesisPlan
 from bluelm_lightning.synthesis.rewrite import reworded, wordings
 from bluelm_lightning.synthesis.run import synthesize
@@ -87,6 +88,13 @@ def test_other_wordings_keep_numbers_and_pictures():
             return ["three and 4?", "<image>12"]
 
     assert wordings(samples, Careless(), [1, 2]) == [None, None]
+
+    class Down(Rewriter):
+        def rewrite(self, questions, seeds):
+            return [None, Failed("the server is down")]
+
+    failed = wordings(samples, Down(), [1, 2])
+    assert failed == [Failed("the rewriter gave no text"), Failed("the server is down")]
     with pytest.raises(ConfigError, match="templates"):
         TemplateRewriter(["no slot"])
 
@@ -151,6 +159,11 @@ def test_the_packaged_example_is_built():
         ({"temperature": 0.0}, "temperature: 4 greedy samples are all the same"),
         ({"agreement": 2.0}, "agreement: 2.0 is not between 0 and 1"),
         ({"questions": [{"path": "nowhere"}]}, "nowhere"),
+        ({"questions": [{"path": "nowhere", "count": 0}]}, "questions.count: 0 is below 1"),
+        ({"questions": [{"path": "nowhere", "count": -5}]}, "questions.count: -5 is below 1"),
+        ({"bands": [{"name": "a", "keep": -1}]}, "bands: band 'a' keeps -1"),
+        ({"bands": [{"name": "a", "least": 9, "most": 2}]}, "bands: band 'a' from 9 to 2 holds no length"),
+        ({"bands": [{"name": "a", "most": 2}, {"name": "a", "least": 3}]}, "bands: two are called 'a'"),
         ({"engine": {"class_path": "EndpointEngine", "init_args": {"url": "host", "model": "m"}}}, "no http address"),
         ({"engine": {"class_path": "os.system"}}, "may not reach os"),
     ],

@@ -155,7 +155,10 @@ def test_a_refusal_ends_the_run_and_an_endpoint_that_is_down_too(tmp_path, capsy
         assert main(["synthesize", settings(tmp_path, url, "refused")]) == 2
         assert "refused with 401" in capsys.readouterr().err
     assert main(["synthesize", settings(tmp_path, url, "down")]) == 2
-    assert "no reply to 4 questions; the same command goes on" in capsys.readouterr().err
+    error = capsys.readouterr().err
+    assert f"no reply to 4 questions, or not all of them; the last error: {url}: URLError" in error
+    assert "Connection refused" in error
+    assert "the same command goes on" in error
 
 
 def test_an_engine_can_rewrite_and_its_wordings_are_kept(tmp_path):

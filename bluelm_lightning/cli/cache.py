@@ -56,14 +56,19 @@ def run(args: argparse.Namespace, options: Sequence[str] = ()) -> str:
     """Does what the command line says; returns what to print."""
     import torch
 
+    from bluelm_lightning.cli.given import at_least, device_at, folder_at
     from bluelm_lightning.generation.teacher_cache import TeacherCacheWriter, refuse_finished
     from bluelm_lightning.stages import DistillPlan
 
+    if args.batches is not None:
+        at_least(1, args.batches, "--batches")
+    at_least(0, args.k, "--k")
+    device = device_at(args.device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    folder_at(args.out)
     refuse_finished(args.out)  # before a teacher is read
 
     settings, stage, data = _opened(args.target, options)
     teacher = getattr(stage, "teacher", None) or stage.vlm
-    device = args.device or ("cuda" if torch.cuda.is_available() else "cpu")
     teacher.eval().to(device)
     plan = DistillPlan(temperature=getattr(getattr(stage, "plan", None), "temperature", 1.0), top_k=args.k)
     loader, total = _loader(data), args.batches or _batches(settings.get("trainer") or {})

@@ -58,7 +58,7 @@ def _show(args: argparse.Namespace) -> None:
     page = Path(args.html)
     page.parent.mkdir(parents=True, exist_ok=True)
     page.write_text(render_page(found), encoding="utf-8")
-    console.print(f"{page}: {len(found.views)} samples")
+    console.print(f"{page}: {len(found.views)} samples", markup=False)
     if args.stats:
         found.views.clear()  # they are on the page
         print_inspection(found, console)

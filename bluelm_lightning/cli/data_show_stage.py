@@ -45,7 +45,7 @@ def reading_of_stage(settings: str, is_run: bool, path: str) -> Reading:
     return Reading(
         encoder=data.encoder,
         asks=isinstance(data, PromptDataModule),
-        row_tokens=data.plan.row_tokens,
+        plan=data.plan,
         thinking_share=share,
         notes=notes,
     )

@@ -18,8 +18,13 @@ def _synthesize(args: argparse.Namespace) -> None:
     from bluelm_lightning import synthesis  # noqa: F401 - short class names are looked up among what is imported
     from bluelm_lightning.cli.settings import read_settings
     from bluelm_lightning.synthesis.plan import SynthesisPlan
-    from bluelm_lightning.synthesis.run import print_report, synthesize
+    from bluelm_lightning.synthesis.run import NothingKept, print_report, synthesize
 
     plan = read_settings(SynthesisPlan, args.config)
-    print_report(synthesize(plan, lambda text: print(text, flush=True)))
+    try:
+        report = synthesize(plan, lambda text: print(text, flush=True))
+    except NothingKept as error:
+        print_report(error.report)
+        raise
+    print_report(report)
     print(f"shards and report.json are in {plan.out}")

@@ -46,13 +46,14 @@ def _run(config: str) -> None:
 
 def _print(report: dict[str, Any]) -> None:
     from rich.console import Console
+    from rich.markup import escape
     from rich.table import Table
 
     table = Table(title=f"proposed shares of {report['unit']}")
     for column in ("source", "share", "95 % interval"):
         table.add_column(column, justify="left" if column == "source" else "right")
     for name, share in report["shares"].items():
-        table.add_row(name, f"{share['value']:.3f}", f"{share['low']:.3f} to {share['high']:.3f}")
+        table.add_row(escape(name), f"{share['value']:.3f}", f"{share['low']:.3f} to {share['high']:.3f}")
     Console().print(table)
     gain, measured = report["predicted_gain_over_uniform"], report["measured"]
     print(f"weighted held-out loss of proxies: proposed {measured['proposed']:.4f}, uniform {measured['uniform']:.4f}")

@@ -18,7 +18,6 @@ import sys
 from collections.abc import Sequence
 from dataclasses import asdict
 from itertools import islice
-from pathlib import Path
 from typing import Any
 
 
@@ -51,6 +50,7 @@ def _parser() -> argparse.ArgumentParser:
 
 def run(args: argparse.Namespace) -> Any:
     """Does what the command line says; returns the report."""
+    from bluelm_lightning.cli.given import at_least, folder_at
     from bluelm_lightning.cli.load import load_run
     from bluelm_lightning.components.pruning import (
         activation_importance,
@@ -64,7 +64,9 @@ def run(args: argparse.Namespace) -> Any:
     sizes = (args.layers, args.width, args.groups, args.neurons)
     if (args.parameters is None) == all(size is None for size in sizes):
         raise ConfigError("give either --parameters, or some of --layers, --width, --groups and --neurons", "pruning")
-    if Path(args.out).exists() and any(Path(args.out).iterdir()):
+    at_least(1, args.batches, "--batches")
+    out = folder_at(args.out)
+    if out.exists() and any(out.iterdir()):
         raise ConfigError(f"{args.out} is not empty; give another folder", "out")
     stage, data = load_run(args.run)
     decoder: Any = stage.vlm.decoder
@@ -78,7 +80,7 @@ def run(args: argparse.Namespace) -> Any:
     small, report = prune(decoder.model, plan, importance)
     small.save_pretrained(args.out)  # type: ignore[operator]
     told = {**asdict(report), "run": str(args.run), "importance": args.importance}
-    (Path(args.out) / "pruning.json").write_text(json.dumps(told, indent=1) + "\n")
+    (out / "pruning.json").write_text(json.dumps(told, indent=1) + "\n")
     return report
 
 

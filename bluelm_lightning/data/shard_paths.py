@@ -89,12 +89,20 @@ def claim_folder(folder: Path, prefix: str, overwrite: bool) -> None:
     tars, manifest = sorted(folder.glob("*.tar")), folder / MANIFEST
     if not overwrite and (tars or manifest.exists()):
         raise ConfigError(f"{folder} already holds {len(tars)} shards; choose another folder, or set overwrite")
-    held = read_manifest(folder)
+    for path in written_by_us(folder, prefix):
+        path.unlink(missing_ok=True)
+
+
+def written_by_us(folder: Path, prefix: str) -> list[Path]:
+    """What a ShardWriter left in a folder: shards, indices, its manifest, files that it did not finish.
+
+    Raises:
+        ConfigError: it holds shards or a manifest of others.
+    """
+    tars, manifest, held = sorted(folder.glob("*.tar")), folder / MANIFEST, read_manifest(folder)
     own = {shard["file"] for shard in held.get("shards", ())}
     own |= {tar.name for tar in tars if re.fullmatch(rf"{prefix}-\d{{6}}\.tar", tar.name)}
     foreign = [tar.name for tar in tars if tar.name not in own] + [MANIFEST] * (manifest.exists() and not held)
     if foreign:
         raise ConfigError(f"{folder} holds {foreign[0]}, written by others; choose another folder")
-    leftovers = [*folder.glob(f"{prefix}-*.idx.json"), *folder.glob(".*.tar.*.tmp"), manifest]
-    for path in [*tars, *map(index_path, tars), *leftovers]:
-        path.unlink(missing_ok=True)
+    return [*tars, *map(index_path, tars), *folder.glob(f"{prefix}-*.idx.json"), *folder.glob(".*.tar.*.tmp"), manifest]

@@ -84,19 +84,22 @@ class Inspection:
 
     def add(self, sample: Sample, shown: bool) -> None:
         """Counts a sample, and keeps its view if it is ``shown``."""
-        reading, problem, encoded = self.reading, "", list[tuple[str, Encoded]]()
+        reading, problem, note, encoded = self.reading, "", "", list[tuple[str, Encoded]]()
         statistics = self.statistics[sample.source]
         if self.choice.statistics or shown:
             try:
                 encoded = reading.documents(sample)
+                note, left_out = reading.misfit([document for _, document in encoded])
+                problem, note = (note, "") if left_out else ("", note)
             except DataError as error:
                 problem = error.reason
-                statistics.unusable += 1
-                self._name(str(error))
+        if problem:
+            statistics.unusable += 1
+            self._name(f"{sample.where or sample.id}: {problem}")
         if shown:
-            self.views.append(view_of(sample, reading, encoded, problem))
+            self.views.append(view_of(sample, reading, encoded, problem, note))
         pictures = [view_picture(data, reading.tiling) for data in sample.images]
-        statistics.add(sample, pictures, [document for _, document in encoded], reading.row_tokens)
+        statistics.add(sample, pictures, [one for _, one in encoded], None if reading.asks else reading.row_tokens)
 
     def add_damaged(self, error: DataError) -> None:
         """Counts and names a sample that cannot be read."""

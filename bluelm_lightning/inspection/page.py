@@ -107,6 +107,8 @@ def _sample(view: SampleView) -> Iterator[str]:
     yield f'<div class="head"><h3>{_safe(view.id)}</h3><span class="chip">{_name(view.source)}</span>{words}</div>'
     if view.problem:
         yield f'<p class="warn">Training would leave it out: {_safe(view.problem)}</p>'
+    if view.note:
+        yield f'<p class="warn">Longer than a row: {_safe(view.note)}</p>'
     drawn = [figure(n, picture, data) for n, (picture, data) in enumerate(zip(view.pictures, view.images))]
     pictures = f'<div class="pictures">{"".join(drawn)}</div>' if drawn else ""
     places = count()

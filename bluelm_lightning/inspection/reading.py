@@ -8,6 +8,7 @@ from functools import cached_property
 from typing import Any
 
 from bluelm_lightning.data.encode import Encoder
+from bluelm_lightning.data.loader import PackingPlan
 from bluelm_lightning.data.pairs import CHOSEN, REJECTED, PairEncoder, parts_of
 from bluelm_lightning.inspection.pictures import Tiling
 from bluelm_lightning.types import Encoded, Sample
@@ -22,6 +23,7 @@ class Reading:
         tiling: how pictures are cut; an encoder brings its own.
         asks: the stage answers prompts and learns from its answers (reinforcement learning).
         row_tokens: tokens of a row; None: unknown.
+        plan: how a stage packs; None: these are no stage's settings, and every sample is shown as what it seems to be.
         thinking_share: in which share of the passes a trace is kept; None: always.
         notes: what the reader should know of these settings, a sentence each.
     """
@@ -30,6 +32,7 @@ class Reading:
     tiling: Tiling = field(default_factory=Tiling)
     asks: bool = False
     row_tokens: int | None = None
+    plan: PackingPlan | None = None
     thinking_share: float | None = None
     notes: list[str] = field(default_factory=list)
 
@@ -38,10 +41,14 @@ class Reading:
             spec = self.encoder.image_spec
             self.tiling = Tiling(spec.tile_size, self.encoder.max_grid, self.encoder.thumbnail)
 
+        if self.plan is not None:
+            self.row_tokens = self.plan.row_tokens
+
     def documents(self, sample: Sample) -> list[tuple[str, Encoded]]:
         """The documents that training makes of a sample, by title; none without an encoder.
 
-        A preference has two; a conversation that waits for its answer is a prompt.
+        A preference has two. Without a stage, a conversation that waits for its answer is a prompt; a stage's encoder
+        decides by itself.
 
         Raises:
             DataError: the sample cannot be used, for the reason that training would give.
@@ -49,12 +56,32 @@ class Reading:
         if self.encoder is None:
             return []
         thinks = self.thinking_share != 0
-        if self.asks or is_prompt(sample):
+        guess = self.plan is None
+        if self.asks or (guess and is_prompt(sample)):
             return [("prompt", self.encoder.prompt(sample, thinks))]
         sample = sample if thinks else _without_traces(sample)
-        if isinstance(self.encoder, PairEncoder) or is_preference(sample):
+        if isinstance(self.encoder, PairEncoder) or (guess and is_preference(sample)):
             return list(zip((CHOSEN, REJECTED), parts_of(self._pairs(sample))))
         return [("sample", self.encoder(sample))]
+
+    def misfit(self, documents: list[Encoded]) -> tuple[str, bool]:
+        """What does not fit of the documents of one sample, empty where all does; and whether training leaves them out.
+
+        Prompts are not packed, so they always fit.
+        """
+        tokens, tiles = sum(map(len, documents)), sum(len(document.tiles) for document in documents)
+        plan = self.plan
+        if self.asks:
+            return "", False
+        if self.row_tokens is not None and tokens > self.row_tokens:
+            reason = f"{tokens} tokens, a row holds {self.row_tokens}"
+            if plan is None or (plan.overlong == "split" and not tiles):
+                return reason + "; the text is cut" * (plan is not None), False
+        elif plan is not None and plan.max_tiles is not None and tiles > plan.max_tiles:
+            reason = f"{tiles} tiles, a batch holds {plan.max_tiles}"
+        else:
+            return "", False
+        return reason + "; training would stop" * (plan is not None and plan.overlong == "error"), True
 
     @cached_property
     def special(self) -> frozenset[int]:

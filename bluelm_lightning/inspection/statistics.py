@@ -7,7 +7,8 @@ from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from bluelm_lightning.inspection.pictures import PictureView
-from bluelm_lightning.inspection.reading import is_preference, mode_of
+from bluelm_lightning.inspection.reading import mode_of
+from bluelm_lightning.inspection.views import turns_of
 from bluelm_lightning.types import IGNORE, Encoded, Sample
 
 MEASURES = ("tokens", "labelled", "tiles", "turns", "characters")  # of one sample; labelled: tokens
@@ -24,10 +25,10 @@ class Bar(NamedTuple):
 
 @dataclass
 class SourceStatistics:
-    """One source. Tokens are counted where there is a tokenizer, over both sides of a preference."""
+    """One source. Both sides of a preference count; tokens are counted where there is a tokenizer."""
 
     samples: int = 0
-    unusable: int = 0  # training would leave them out; they count as samples, but their tokens are unknown
+    unusable: int = 0  # training would leave them out; they count as samples
     overlong: int = 0  # more tokens than a row has
     image_tokens: int = 0
     modes: Counter[str] = field(default_factory=Counter)  # see `reading.mode_of`
@@ -48,10 +49,11 @@ class SourceStatistics:
         self.samples += 1
         self.modes[mode_of(sample)] += 1
         self.sizes.update((view.width, view.height) for view in pictures if not view.problem)
+        turns = turns_of(sample)
         found = {
             "tiles": sum(view.num_tiles for view in pictures),
-            "turns": len(sample.messages) + is_preference(sample) if sample.text is None else 1,
-            "characters": len(sample.text or "") + sum(map(_characters, sample.messages)),
+            "turns": len(turns),
+            "characters": sum(len(turn.text) + len(turn.thinking) for turn in turns),
         }
         if documents:
             found["tokens"] = sum(map(len, documents))
@@ -84,11 +86,6 @@ class SourceStatistics:
     def histogram(self, measure: str) -> list[Bar]:
         """See :func:`histogram`."""
         return histogram(self.values.get(measure, Counter()))
-
-
-def _characters(turn: object) -> int:
-    assert isinstance(turn, dict)
-    return len(turn["content"]) + len(turn.get("thinking") or "")
 
 
 def histogram(values: Counter[int]) -> list[Bar]:

@@ -63,6 +63,8 @@ def _sample(view: SampleView, colour: bool) -> Iterator[Text]:
     yield Text(visible(view.id), "bold").append(head, "default not bold")
     if view.problem:
         yield Text(f"  training would leave it out: {visible(view.problem)}", "yellow")
+    if view.note:
+        yield Text(f"  longer than a row: {view.note}", "yellow")
     for number, picture in enumerate(view.pictures):
         yield Text(f"  picture {number}: {picture_words(picture)}", "cyan")
     if not view.documents:

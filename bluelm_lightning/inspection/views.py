@@ -31,26 +31,30 @@ class SampleView:
     where: str  # "train-000003.tar:000123"
     mode: str  # see `reading.mode_of`
     turns: list[TurnView]
-    documents: list[DocumentView]  # empty without a tokenizer, and where there is a problem
+    documents: list[DocumentView]  # empty without a tokenizer, and where it cannot be encoded
     pictures: list[PictureView]
     images: list[bytes] = field(repr=False)  # as they are stored, beside `pictures`
     answer: str | None = None  # the reference
     meta: dict[str, Any] = field(default_factory=dict)  # what else the record holds
     problem: str = ""  # why training would leave it out
+    note: str = ""  # what training would do with it, as cutting it
 
     @property
     def num_tiles(self) -> int:
         return sum(picture.num_tiles for picture in self.pictures)
 
 
-def view_of(sample: Sample, reading: Reading, encoded: list[tuple[str, Encoded]], problem: str = "") -> SampleView:
+def view_of(
+    sample: Sample, reading: Reading, encoded: list[tuple[str, Encoded]], problem: str = "", note: str = ""
+) -> SampleView:
     """Makes the view of a sample.
 
     Args:
         sample: as a source returns it.
         reading: the settings.
         encoded: ``reading.documents(sample)``.
-        problem: why there are none.
+        problem: why training would leave it out.
+        note: what else is to be said.
     """
     documents = [
         view_document(title, document, reading.encoder.tokenizer, reading.special)
@@ -70,6 +74,7 @@ def view_of(sample: Sample, reading: Reading, encoded: list[tuple[str, Encoded]]
         answer=sample.answer,
         meta={key: value for key, value in sample.meta.items() if not (is_preference(sample) and key in _ANSWERS)},
         problem=problem,
+        note=note,
     )
 
 

@@ -1,7 +1,8 @@
 """Which mixtures the proxies are trained on: first spread over the simplex, later near the best known.
 
 Our choice: the first mixture is uniform; each further one of the first round is the candidate that lies furthest, in
-log shares, from all chosen before. A larger number only adds mixtures, so finished proxies keep their use.
+log shares, from all chosen before. A larger number only adds mixtures of its round, so that finished proxies keep their
+use; but those near the best known move when the first round grows.
 """
 
 from __future__ import annotations

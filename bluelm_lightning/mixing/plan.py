@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -28,9 +29,9 @@ class HeldOut:
     count: int = 200
 
     def __post_init__(self) -> None:
-        if self.weight < 0 or self.count < 1:
+        if not 0 <= self.weight < math.inf or self.count < 1:  # NaN is not either
             raise ConfigError(f"weight {self.weight}, count {self.count}; give 0 or more, 1 or more", "held_out")
-        self.name = self.name or self.path.rstrip("/").rsplit("/", 1)[-1]
+        self.name = self.name or last_part(self.path)
 
 
 @dataclass
@@ -66,11 +67,26 @@ class MixPlan:
     def __post_init__(self) -> None:
         if not self.held_out:
             raise ConfigError("is empty; name at least one set", "held_out")
+        if not any(held.weight for held in self.held_out):
+            raise ConfigError("all weights are 0; give the sets that count a weight above 0", "held_out")
+        refuse_equal([str(held.name) for held in self.held_out], "held_out")
         if self.unit not in ("tokens", "samples"):
             raise ConfigError(f"{self.unit!r} is not one of tokens, samples", "unit")
         for key, least in (("first", 1), ("later", 0), ("resamples", 1)):
             if getattr(self, key) < least:
                 raise ConfigError(f"{getattr(self, key)} is below {least}", key)
+
+
+def last_part(path: str) -> str:
+    """What a set of shards is called if nobody says it."""
+    return path.rstrip("/").rsplit("/", 1)[-1]
+
+
+def refuse_equal(names: list[str], key: str) -> None:
+    """Raises ConfigError: two sets would be one in every report."""
+    twice = sorted({name for name in names if names.count(name) > 1})
+    if twice:
+        raise ConfigError(f"{names.count(twice[0])} are called {twice[0]!r}; give each a name of its own", key)
 
 
 class StageSources:
@@ -81,7 +97,7 @@ class StageSources:
         unit: ``tokens`` or ``samples``.
 
     Raises:
-        ConfigError: fewer than two sources, or one that ends after some epochs: its share would too.
+        ConfigError: fewer than two sources, two of one name, or one that ends after some epochs: its share would too.
     """
 
     def __init__(self, stage: str, unit: str) -> None:
@@ -89,15 +105,20 @@ class StageSources:
 
         self.config = find_config(stage).resolve()
         self.weight = "token_weight" if unit == "tokens" else "weight"
-        data = (read_config(self.config).get("data") or {}).get("init_args") or {}
+        data = read_config(self.config).get("data")
+        data = data.get("init_args") if isinstance(data, dict) else data
+        if not isinstance(data, dict):
+            raise ConfigError(f"{stage} has no sources under data.init_args; name a stage's YAML", "stage")
         self.specs, self.tokenizer = data.get("sources") or [], data.get("tokenizer")
-        if len(self.specs) < 2:
-            raise ConfigError(f"{stage} has {len(self.specs)} sources; a mixture needs two or more", "data.sources")
+        if not isinstance(self.specs, list) or len(self.specs) < 2:
+            count = len(self.specs) if isinstance(self.specs, list) else 1
+            raise ConfigError(f"{stage} has {count} sources; a mixture needs two or more", "data.sources")
         for spec in self.specs:
-            if spec.get("epochs") is not None or not spec.get("path"):
-                fix = "a proxy's source needs a path and no epochs; name a stage whose sources are so"
+            if not isinstance(spec, dict) or spec.get("epochs") is not None or not isinstance(spec.get("path"), str):
+                fix = "a proxy's source needs a path and no epochs, {path: FOLDER}; name a stage whose sources are so"
                 raise ConfigError(f"{spec} cannot hold its share: {fix}", "data.sources")
-        self.names = [spec.get("name") or spec["path"].rstrip("/").rsplit("/", 1)[-1] for spec in self.specs]
+        self.names = [str(spec.get("name") or last_part(spec["path"])) for spec in self.specs]
+        refuse_equal(self.names, "data.sources")
 
     def at(self, shares: Any) -> list[dict[str, Any]]:
         """The sources with these shares float[K]."""

@@ -65,7 +65,8 @@ def scored(folder: Path, sets: dict[str, list[Sample]]) -> dict[str, float]:
     """Mean loss over the labelled tokens of each set, in nats; kept in the run's folder."""
     key = (folder / "done.key").read_text() + hashlib.sha256(repr(sets).encode()).hexdigest()
     note = folder / "held_out.json"
-    if note.is_file() and (held := json.loads(note.read_text()))["key"] == key:
+    held = _noted(note)
+    if held.get("key") == key and list(held.get("losses", ())) == list(sets):
         return held["losses"]
     from bluelm_lightning.cli.load import load_run
     from bluelm_lightning.recipe.probes import probe
@@ -79,6 +80,15 @@ def scored(folder: Path, sets: dict[str, list[Sample]]) -> dict[str, float]:
         losses[name] = score.loss
     write_json(note, {"key": key, "losses": losses})
     return losses
+
+
+def _noted(note: Path) -> dict[str, Any]:
+    """What was scored before; nothing where the file is damaged, for scoring again costs little."""
+    try:
+        held = json.loads(note.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return held if isinstance(held, dict) else {}
 
 
 def explore(

@@ -16,6 +16,7 @@ from bluelm_lightning import __version__
 from bluelm_lightning.errors import ConfigError
 
 _CONFIGS = Path(__file__).parents[1] / "configs"
+_NAMED = re.compile(r"(?<!{)(?:{{)*{(\w+)}")  # {NAME}, and not {{NAME}}, which stands for itself
 
 
 def literal(text: str) -> str:
@@ -73,7 +74,7 @@ class Runs:
 
     def _needed(self, folder: Path, contents: list[str], texts: list[str]) -> bool:
         named = {path.name: key for path, key in self.keys.items()}
-        used = [named[name] for text in texts for name in re.findall(r"{(\w+)}", text)]
+        used = [named[name] for text in texts for name in _NAMED.findall(text)]
         text = json.dumps([__version__, self.data_key, *contents, *texts, *used])
         self.keys[folder] = hashlib.sha256(text.encode()).hexdigest()[:16]
         done = folder / "done.key"

@@ -10,19 +10,17 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
-
+from bluelm_lightning.data.records import load_json
 from bluelm_lightning.data.shard_index import write_json
 from bluelm_lightning.errors import DataError
 from bluelm_lightning.generation import Sampling
-from bluelm_lightning.rl.rewards import RewardRouter
-from bluelm_lightning.synthesis.engines import TraceEngine
+from bluelm_lightning.synthesis.engines import Failed, TraceEngine
+from bluelm_lightning.synthesis.judge import judged
 from bluelm_lightning.synthesis.plan import SynthesisPlan
 from bluelm_lightning.synthesis.questions import Question, QuestionList
 from bluelm_lightning.synthesis.select import Reply
-from bluelm_lightning.types import Encoded, Generation, Prompt, Rollout
+from bluelm_lightning.types import Generation
 
-_NONE = torch.empty(0, dtype=torch.long)
 _PLAIN = (str, int, float, bool)
 
 
@@ -41,14 +39,16 @@ class Cost:
     Args:
         seconds: spent in the engine, wall clock.
         tokens: written by it.
-        failed_questions: without all their replies; the next call asks them again.
-        lost_wordings: rewritten questions that failed or lost a number; they are not asked.
+        failed_questions: without all their replies; the next call asks for those that are missing.
+        lost_wordings: rewritten questions that are empty, unchanged or lost a number; they are not asked.
+        failed_wordings: rewritten questions that there are not; the next call asks for them again.
     """
 
     seconds: float = 0.0
     tokens: int = 0
     failed_questions: int = 0
     lost_wordings: int = 0
+    failed_wordings: int = 0
 
 
 class Answers:
@@ -57,26 +57,28 @@ class Answers:
     Args:
         plan: see :class:`SynthesisPlan`.
         provenance: of the engine.
+
+    Attributes:
+        cost: so far.
+        failed: why a question has not all its replies, by its key.
     """
 
     def __init__(self, plan: SynthesisPlan, provenance: dict[str, str]) -> None:
         self.plan, self.questions = plan, QuestionList(plan)
         self.folder = Path(plan.out) / "answers"
         self.key = self._key(provenance)
-        self.cost = Cost()
+        self.cost, self.failed = Cost(), dict[str, str]()
 
     def all(self, say: Callable[[str], None]) -> Iterator[Asked]:
-        """Every question with its replies, in order; asks what is not answered yet."""
+        """Every question with its replies, in order; asks what is not answered yet.
+
+        Raises:
+            DataError: the engine failed for good, or no question of a batch has all its replies; what came is kept.
+        """
         self.folder.mkdir(parents=True, exist_ok=True)
         for number in range(self.questions.num_batches):
             held = self._read(number)
-            questions = self.questions.batch(number, held["wordings"])
-            left = [question for question in questions if question.key not in held["replies"]]
-            if left:
-                self._ask(left, held)
-                write_json(self._path(number), held)  # whole or not at all
-                spent = f"{held['tokens']} tokens in {held['seconds']:.0f} s"
-                say(f"batch {number + 1} of {self.questions.num_batches}: {spent}")
+            questions = self._answered(number, held, say)
             self.cost.seconds += held["seconds"]
             self.cost.tokens += held["tokens"]
             self.cost.lost_wordings += sum(text is None for text in held["wordings"].values())
@@ -86,37 +88,57 @@ class Answers:
                 else:
                     self.cost.failed_questions += 1
 
-    def _ask(self, questions: Sequence[Question], held: dict[str, Any]) -> None:
-        plan, started = self.plan, time.perf_counter()
-        sampling = Sampling(plan.max_new_tokens, plan.temperature, top_p=plan.top_p)
-        samples, seeds = [q.sample for q in questions], [q.seed for q in questions]
-        written = plan.engine.write(samples, plan.thinking, sampling, plan.samples, seeds)
-        held["seconds"] += time.perf_counter() - started
-        held["tokens"] += sum(made.num_tokens for replies in written for made in replies if made)
-        whole = [(q, [m for m in made if m]) for q, made in zip(questions, written) if all(m is not None for m in made)]
-        if not whole:
-            raise DataError(f"no reply to {len(questions)} questions; the same command goes on from here", "engine")
-        for question, replies in self._judged(whole):
-            held["replies"][question.key] = [asdict(reply) for reply in replies]
+    def _answered(self, number: int, held: dict[str, Any], say: Callable[[str], None]) -> list[Question]:
+        """The questions of a batch, once the engine was asked for what ``held`` lacks."""
+        before = _size(held)
+        questions, failed = self.questions.batch(number, held["wordings"])
+        self.cost.failed_wordings += len(failed)
+        left = [question for question in questions if question.key not in held["replies"]]
+        try:
+            if left and not any(one.fatal for one in failed):
+                failed += self._ask(left, held)
+        finally:
+            if _size(held) != before:
+                write_json(self._path(number), held)  # whole or not at all
+        for one in failed:
+            if one.fatal:
+                raise DataError(f"{one.reason}; correct the request", "engine")
+        if left:
+            if not any(question.key in held["replies"] for question in questions):
+                why = f"the last error: {failed[-1].reason}; the same command goes on from here"
+                raise DataError(f"no reply to {len(left)} questions, or not all of them; {why}", "engine")
+            spent = f"{held['tokens']} tokens in {held['seconds']:.0f} s"
+            say(f"batch {number + 1} of {self.questions.num_batches}: {spent}")
+        return questions
 
-    def _judged(self, whole: list[tuple[Question, list[Generation]]]) -> Iterator[tuple[Question, list[Reply]]]:
-        rollouts = [
-            as_rollout(question, made, group, self.plan.thinking)
-            for group, (question, replies) in enumerate(whole)
-            for made in replies
+    def _ask(self, questions: Sequence[Question], held: dict[str, Any]) -> list[Failed]:
+        """Puts replies into ``held``; returns why some are missing."""
+        plan, started, partial = self.plan, time.perf_counter(), held["partial"]
+        sampling = Sampling(plan.max_new_tokens, plan.temperature, top_p=plan.top_p)
+        missing = {q.key: [n for n in range(plan.samples) if str(n) not in partial.get(q.key, {})] for q in questions}
+        asked = [question for question in questions if missing[question.key]]
+        samples, seeds, copies = [q.sample for q in asked], [q.seed for q in asked], [missing[q.key] for q in asked]
+        written = plan.engine.write_copies(samples, plan.thinking, sampling, copies, seeds) if asked else []
+        held["seconds"] += time.perf_counter() - started
+        failed = []
+        for question, numbers, replies in zip(asked, copies, written, strict=True):
+            made = {str(n): reply for n, reply in zip(numbers, replies) if isinstance(reply, Generation)}
+            lost = [one or Failed("the engine gave no reply") for one in replies if not isinstance(one, Generation)]
+            lost += [Failed("the engine gave too few replies")] * (len(replies) < len(numbers))
+            held["tokens"] += sum(reply.num_tokens for reply in made.values())
+            if made:
+                partial.setdefault(question.key, {}).update({n: asdict(reply) for n, reply in made.items()})
+            if lost:
+                self.failed[question.key] = lost[-1].reason
+            failed += lost
+        known = ((q, partial.get(q.key, {})) for q in questions)
+        whole = [
+            (q, [Generation(**p[str(n)]) for n in range(plan.samples)]) for q, p in known if len(p) == plan.samples
         ]
-        scores: list[dict[str, float]] = [{} for _ in rollouts]
-        if self.plan.verifiers:
-            scored = RewardRouter(self.plan.verifiers, on_error="stop").score(rollouts)
-            scores = [{n: s.value for n, s in one.rewards.items() if s.value is not None} for one in scored]
-        verdicts = {name for name, reward in self.plan.verifiers.items() if reward.verdict}
-        found = iter(scores)
-        for question, replies in whole:
-            judged = ((g, next(found)) for g in replies)
-            yield (
-                question,
-                [Reply(g.thinking, g.answer, g.num_tokens, g.finished, s, bool(verdicts & set(s))) for g, s in judged],
-            )
+        for key, found in judged(plan, whole):
+            held["replies"][key] = [asdict(reply) for reply in found]
+            del partial[key]
+        return failed
 
     # ------------------------------------------------------------------ files
     def _key(self, provenance: dict[str, str]) -> str:
@@ -130,19 +152,20 @@ class Answers:
         return self.folder / f"{number:06d}.json"
 
     def _read(self, number: int) -> dict[str, Any]:
-        path = self._path(number)
-        held = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
-        if held.get("key") != self.key:
-            held = {"key": self.key, "seconds": 0.0, "tokens": 0, "wordings": {}, "replies": {}}
-        return held
+        path, fix = self._path(number), "delete it, and its questions are asked again"
+        try:
+            held = load_json(path.read_bytes(), str(path)) if path.is_file() else {}
+        except DataError as error:
+            raise DataError(f"{error.reason}; {fix}", str(path)) from error
+        if not isinstance(held, dict):
+            raise DataError(f"holds no answers; {fix}", str(path))
+        fresh = {"key": self.key, "seconds": 0.0, "tokens": 0, "wordings": {}, "replies": {}, "partial": {}}
+        return {**fresh, **held} if held.get("key") == self.key else fresh
 
 
-def as_rollout(question: Question, made: Generation, group: int, thinking: bool) -> Rollout:
-    """A reply in the form in which rewards read it; an endpoint's has text but no ids."""
-    ids = torch.tensor(made.ids, dtype=torch.long)
-    empty = Encoded(question.sample.id, question.sample.source, _NONE, _NONE, torch.empty(0, 3, 1, 1).byte(), _NONE)
-    prompt = Prompt(question.sample, empty, thinking, seed=question.seed)
-    return Rollout(prompt, group, ids, torch.zeros(len(ids)), torch.zeros(len(ids), dtype=torch.bool), made, 0)
+def _size(held: dict[str, Any]) -> tuple[int, ...]:
+    """Changes with everything that is put in."""
+    return len(held["wordings"]), len(held["replies"]), sum(map(len, held["partial"].values()))
 
 
 def _described(part: Any) -> Any:

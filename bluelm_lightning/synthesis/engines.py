@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,13 +14,26 @@ from bluelm_lightning.generation.engine import RolloutEngine
 from bluelm_lightning.types import Generation, Prompt, Sample
 
 
+@dataclass(frozen=True)
+class Failed:
+    """Why there is no reply.
+
+    Args:
+        reason: what the server said, or what happened.
+        fatal: no other request would be answered either, such as with a wrong key; the run ends.
+    """
+
+    reason: str
+    fatal: bool = False
+
+
 class TraceEngine:
-    """Answers questions, each several times. A subclass defines both methods."""
+    """Answers questions, each several times. A subclass defines :meth:`write` and :meth:`provenance`."""
 
     def write(
         self, samples: Sequence[Sample], thinking: bool, sampling: Sampling, copies: int, seeds: Sequence[int]
-    ) -> list[list[Generation | None]]:
-        """``copies`` replies to the last turn of each sample; None where the engine failed to give one.
+    ) -> Sequence[Sequence[Generation | Failed | None]]:
+        """``copies`` replies to the last turn of each sample; Failed, or None, where the engine could not give one.
 
         Args:
             samples: conversations; an answer at their end is not shown to the engine.
@@ -29,6 +43,18 @@ class TraceEngine:
             seeds: one a sample; the same seed gives the same replies, as far as the engine is reproducible.
         """
         raise TypeError(f"{type(self).__name__} must define write(samples, thinking, sampling, copies, seeds)")
+
+    def write_copies(
+        self,
+        samples: Sequence[Sample],
+        thinking: bool,
+        sampling: Sampling,
+        copies: Sequence[Sequence[int]],
+        seeds: Sequence[int],
+    ) -> Sequence[Sequence[Generation | Failed | None]]:
+        """Of the replies of :meth:`write` those of these numbers, for each sample. By default all are written."""
+        made = self.write(samples, thinking, sampling, max(map(max, copies)) + 1, seeds)
+        return [[replies[number] for number in numbers] for replies, numbers in zip(made, copies)]
 
     def provenance(self) -> dict[str, str]:
         """What each kept trace says of its engine: ``{"engine", "model"}``, and what tells its replies from others'."""
@@ -65,7 +91,7 @@ class LocalEngine(TraceEngine):
 
     def write(
         self, samples: Sequence[Sample], thinking: bool, sampling: Sampling, copies: int, seeds: Sequence[int]
-    ) -> list[list[Generation | None]]:
+    ) -> list[list[Generation]]:
         """See :meth:`TraceEngine.write`. Raises DataError: a sample that the model's encoder cannot read."""
         vlm, encoder = self._model()
         prompts = [Prompt(s, encoder.prompt(s, thinking), thinking, seed=seed) for s, seed in zip(samples, seeds)]

@@ -22,6 +22,10 @@ class Questions:
     path: str
     count: int | None = None
 
+    def __post_init__(self) -> None:
+        if self.count is not None and self.count < 1:
+            raise ConfigError(f"{self.count} is below 1; leave it out to ask all", "questions.count")
+
 
 @dataclass
 class Rewriting:
@@ -52,6 +56,12 @@ class Band:
     least: int = 0
     most: int | None = None
     keep: int = 1
+
+    def __post_init__(self) -> None:
+        if self.keep < 1:
+            raise ConfigError(f"band {self.name!r} keeps {self.keep}; give 1 or more, or leave the band out", "bands")
+        if self.least < 0 or (self.most is not None and self.most < self.least):
+            raise ConfigError(f"band {self.name!r} from {self.least} to {self.most} holds no length", "bands")
 
     def holds(self, tokens: int) -> bool:
         return self.least <= tokens and (self.most is None or tokens <= self.most)
@@ -101,6 +111,10 @@ class SynthesisPlan:
             raise ConfigError(f"{self.agreement} is not between 0 and 1", "agreement")
         if not self.questions or not self.bands:
             raise ConfigError("is empty; name at least one", "questions" if not self.questions else "bands")
+        names = [band.name for band in self.bands]
+        if len(set(names)) < len(names):
+            twice = next(name for name in names if names.count(name) > 1)
+            raise ConfigError(f"two are called {twice!r}; give each a name of its own", "bands")
         if not self.agreement and not any(reward.verdict for reward in self.verifiers.values()):
             raise ConfigError("none judges the answer; name one that does, or set agreement", "verifiers")
         if self.samples > 1 and self.temperature == 0:

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from bluelm_lightning.data.scoring import can_be_asked
 from bluelm_lightning.data.shards import ShardSource
 from bluelm_lightning.errors import DataError
+from bluelm_lightning.synthesis.engines import Failed
 from bluelm_lightning.synthesis.plan import SynthesisPlan
 from bluelm_lightning.synthesis.rewrite import reworded, wordings
 from bluelm_lightning.types import Sample
@@ -55,28 +56,32 @@ class QuestionList:
         parts = [*(source.fingerprint for source in self.sources), repr(self.places)]
         return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:16]
 
-    def batch(self, number: int, known: dict[str, str | None]) -> list[Question]:
+    def batch(self, number: int, known: dict[str, str | None]) -> tuple[list[Question], list[Failed]]:
         """Questions of a batch: the originals, and their other wordings where the rewriter found some.
 
         Args:
             number: of the batch.
-            known: wordings by key, None = none was found. Only what is missing is asked for, and put in.
+            known: wordings by key, None = one that may not be asked. Only what is missing is asked for, and put in.
+
+        Returns:
+            The questions, and why wordings are still missing.
 
         Raises:
             DataError: a sample that is no question.
         """
         originals, rewriting = list(self._originals(number)), self.plan.rewriting
         if rewriting is None:
-            return originals
-        out = originals if rewriting.keep_original else []
+            return originals, []
+        out, failed = originals if rewriting.keep_original else [], list[Failed]()
         for copy in range(rewriting.copies):
             keys = [f"{question.key}~{copy}" for question in originals]
             new = [(key, question.sample) for key, question in zip(keys, originals) if key not in known]
             found = wordings([sample for _, sample in new], rewriting.by, [self._seed(key) for key, _ in new])
-            known.update(zip([key for key, _ in new], found))
-            said = ((key, known[key], question.sample) for key, question in zip(keys, originals))
+            known.update({key: text for (key, _), text in zip(new, found) if not isinstance(text, Failed)})
+            failed += [text for text in found if isinstance(text, Failed)]
+            said = ((key, known.get(key), question.sample) for key, question in zip(keys, originals))
             out = [*out, *(Question(k, self._seed(k), reworded(sample, text)) for k, text, sample in said if text)]
-        return out
+        return out, failed
 
     def _originals(self, number: int) -> Iterator[Question]:
         start = number * self.plan.batch

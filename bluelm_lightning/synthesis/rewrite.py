@@ -15,8 +15,8 @@ from random import Random
 from bluelm_lightning.data.chat import IMAGE
 from bluelm_lightning.errors import ConfigError
 from bluelm_lightning.generation import Sampling
-from bluelm_lightning.synthesis.engines import TraceEngine
-from bluelm_lightning.types import Message, Sample
+from bluelm_lightning.synthesis.engines import Failed, TraceEngine
+from bluelm_lightning.types import Generation, Message, Sample
 
 _SLOT = "{question}"
 _NUMBER = re.compile(r"\d+(?:[.,]\d+)*")
@@ -25,8 +25,11 @@ _NUMBER = re.compile(r"\d+(?:[.,]\d+)*")
 class Rewriter:
     """Says a question in other words. A subclass defines :meth:`rewrite`."""
 
-    def rewrite(self, questions: Sequence[str], seeds: Sequence[int]) -> list[str | None]:
-        """Each question (without placeholders of pictures) in other words; None where that failed."""
+    def rewrite(self, questions: Sequence[str], seeds: Sequence[int]) -> Sequence[str | Failed | None]:
+        """Each question (without placeholders of pictures) in other words; Failed, or None, where there are none yet.
+
+        Those are asked for again by the next call; an empty text is not.
+        """
         raise TypeError(f"{type(self).__name__} must define rewrite(questions, seeds)")
 
 
@@ -46,7 +49,7 @@ class TemplateRewriter(Rewriter):
             raise ConfigError(f"{wrong[:1] or templates} needs {_SLOT} once in each template", "templates")
         self.templates = list(templates)
 
-    def rewrite(self, questions: Sequence[str], seeds: Sequence[int]) -> list[str | None]:
+    def rewrite(self, questions: Sequence[str], seeds: Sequence[int]) -> list[str]:
         return [Random(f"rewrite {s}").choice(self.templates).replace(_SLOT, q) for q, s in zip(questions, seeds)]
 
 
@@ -76,21 +79,30 @@ class EngineRewriter(Rewriter):
         self.engine, self.instruction = engine, instruction
         self.sampling = sampling or Sampling(256, temperature=1.0)
 
-    def rewrite(self, questions: Sequence[str], seeds: Sequence[int]) -> list[str | None]:
+    def rewrite(self, questions: Sequence[str], seeds: Sequence[int]) -> list[str | Failed | None]:
         asked = [Sample(str(n), "rewrite", [self._turn(question)]) for n, question in enumerate(questions)]
         replies = self.engine.write(asked, False, self.sampling, 1, seeds)
-        return [reply.answer if reply and reply.answer else None for (reply,) in replies]
+        return [reply.answer or "" if isinstance(reply, Generation) else reply for (reply,) in replies]
 
     def _turn(self, question: str) -> Message:
         return {"role": "user", "content": self.instruction.replace(_SLOT, question)}
 
 
-def wordings(samples: Sequence[Sample], rewriter: Rewriter, seeds: Sequence[int]) -> list[str | None]:
-    """The last question of each sample in other words; None where that failed, changed nothing, or lost a number."""
+def wordings(samples: Sequence[Sample], rewriter: Rewriter, seeds: Sequence[int]) -> list[str | Failed | None]:
+    """The last question of each sample in other words.
+
+    None where the text is empty, changes nothing or lost a number; Failed where there is no text.
+    """
     old = [_question(sample).replace(IMAGE, "").strip() for sample in samples]
-    new = [text and text.strip() for text in rewriter.rewrite(old, seeds)]
-    good = (n and IMAGE not in n and n != o and keeps_numbers(o, n) for o, n in zip(old, new))
-    return [text if fine else None for text, fine in zip(new, good)]
+    new = rewriter.rewrite(old, seeds) if old else []
+    return [_checked(before, text) for before, text in zip(old, new)]
+
+
+def _checked(old: str, new: str | Failed | None) -> str | Failed | None:
+    if not isinstance(new, str):
+        return new or Failed("the rewriter gave no text")
+    new = new.strip()
+    return new if new and IMAGE not in new and new != old and keeps_numbers(old, new) else None
 
 
 def reworded(sample: Sample, text: str) -> Sample:

@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
-import json
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field, replace
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 from bluelm_lightning.data.convert import write_shards
+from bluelm_lightning.data.shard_index import write_json
+from bluelm_lightning.data.shard_swap import in_place_of
+from bluelm_lightning.errors import DataError
 from bluelm_lightning.synthesis.ask import Answers, Asked
 from bluelm_lightning.synthesis.plan import SynthesisPlan
 from bluelm_lightning.synthesis.select import Chosen, choose
 from bluelm_lightning.types import Message, Sample
 
 PROVENANCE = "synthesis"  # key of Sample.meta
+NAMED = 100  # questions without all their replies that the report names one by one
 
 
 @dataclass
@@ -54,16 +58,37 @@ class Tally:
         }  # fmt: skip
 
 
+class NothingKept(DataError):
+    """No trace was kept. The shards and the report of an earlier run are as they were.
+
+    Args:
+        report: as it would have been.
+        path: where it was written.
+    """
+
+    def __init__(self, report: dict[str, Any], path: Path) -> None:
+        reasons = sum((Counter(row["dropped"]) for row in report["tasks"].values()), Counter[str]())
+        parts = [f"{count} {name}" for name, count in reasons.most_common()]
+        lost = {"questions not answered": "failed_questions", "wordings failed": "failed_wordings"}
+        parts += [f"{report['cost'][key]} {name}" for name, key in lost.items() if report["cost"][key]]
+        super().__init__(f"no trace was kept: {', '.join(parts) or 'there was no question'}; see {path}")
+        self.report = report
+
+
 def synthesize(plan: SynthesisPlan, say: Callable[[str], None] = print) -> dict[str, Any]:
     """Writes ``out/shards`` and ``out/report.json``; returns the report.
 
-    A call that was killed goes on from its last whole batch, and gives the same shards as one that was not.
+    A call that was killed goes on from its last whole batch, and gives the same shards as one that was not. Shards and
+    report of an earlier run stay until the new ones are whole.
 
     Raises:
-        DataError: no trace was kept, or as the engine and the verifiers.
+        NothingKept: no trace was kept; its report is ``out/nothing_kept.json``.
+        DataError: as the engine and the verifiers.
     """
     provenance = plan.engine.provenance()
     answers, tallies = Answers(plan, provenance), defaultdict[str, Tally](Tally)
+    out, report = Path(plan.out), dict[str, Any]()
+    nothing = out / "nothing_kept.json"
 
     def kept() -> Iterator[Sample]:
         for asked in answers.all(say):
@@ -71,11 +96,16 @@ def synthesize(plan: SynthesisPlan, say: Callable[[str], None] = print) -> dict[
             tallies[asked.question.sample.task or asked.question.sample.source].add(asked, chosen)
             for place, band in chosen.kept:
                 yield trace(asked, place, band, chosen, provenance)
-        report.update(_report(answers, tallies, provenance))  # before the shards are closed: there may be no trace
-        (out / "report.json").write_text(json.dumps(report, indent=1, ensure_ascii=False) + "\n")
+        report.update(_report(answers, tallies, provenance))
+        if not any(row["kept"] for row in report["tasks"].values()):
+            write_json(nothing, report, indent=1)
+            raise NothingKept(report, nothing)
 
-    out, report = Path(plan.out), dict[str, Any]()
-    write_shards(kept(), out / "shards", on_error="raise", overwrite=True)
+    out.mkdir(parents=True, exist_ok=True)
+    with in_place_of(out / "shards") as folder:
+        write_shards(kept(), folder, on_error="raise")
+    write_json(out / "report.json", report, indent=1)
+    nothing.unlink(missing_ok=True)
     return report
 
 
@@ -105,12 +135,14 @@ def _report(answers: Answers, tallies: dict[str, Tally], provenance: dict[str, s
             "seconds_a_kept_trace": cost.seconds / max(total, 1),
         },
         "tasks": {task: tally.told() for task, tally in sorted(tallies.items())},
+        "failed": dict(islice(answers.failed.items(), NAMED)),
     }  # fmt: skip
 
 
 def print_report(report: dict[str, Any]) -> None:
     """The report as a table for the terminal."""
     from rich.console import Console
+    from rich.markup import escape
     from rich.table import Table
 
     table = Table(title="synthesis")
@@ -120,9 +152,16 @@ def print_report(report: dict[str, Any]) -> None:
     for task, row in report["tasks"].items():
         lists = (", ".join(f"{n} {name}" for name, n in row[key].items()) for key in ("kept_by_band", "dropped"))
         shares = (f"{row[key]:.1%}" for key in ("right", "agreement"))
-        table.add_row(task, str(row["questions"]), str(row["replies"]), *shares, str(row["kept"]), *lists)
+        numbers = (str(row["questions"]), str(row["replies"]), *shares, str(row["kept"]))
+        table.add_row(escape(task), *numbers, *map(escape, lists))
     Console().print(table)
     cost = report["cost"]
     print(f"{cost['tokens']} tokens in {cost['seconds']:.0f} s: {cost['tokens_a_kept_trace']:.0f} tokens a kept trace")
     if cost["failed_questions"]:
         print(f"{cost['failed_questions']} questions were not answered; the same command asks them again")
+        for key, reason in islice(report["failed"].items(), 3):
+            print(f"  {key}: {reason}")
+    if cost["failed_wordings"]:
+        print(f"{cost['failed_wordings']} wordings failed; the same command asks for them again")
+    if cost["lost_wordings"]:
+        print(f"{cost['lost_wordings']} wordings were empty, unchanged or lost a number, and are not asked")

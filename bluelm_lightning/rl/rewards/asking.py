@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import hashlib
+import http.client
 import json
 import os
 import threading
@@ -12,6 +13,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, NamedTuple
+from urllib.parse import urlsplit
 
 from bluelm_lightning.errors import ConfigError
 from bluelm_lightning.rl.rewards.limits import CircuitBreaker, RateLimiter
@@ -47,9 +49,7 @@ class OpenAIEngine(JudgeEngine):
     def __init__(
         self, url: str, model: str, api_key_env: str | None = None, timeout_s: float = 30.0, max_tokens: int = 100
     ) -> None:
-        if not url.startswith(("http://", "https://")):
-            raise ConfigError(f"{url!r} is no http address", "engine.url")
-        self.url, self.model, self.api_key_env = url.rstrip("/"), model, api_key_env
+        self.url, self.model, self.api_key_env = http_address(url), model, api_key_env
         self.timeout_s, self.max_tokens = timeout_s, max_tokens
 
     def complete(self, prompt: str, images: Sequence[bytes] = ()) -> str:
@@ -62,19 +62,38 @@ class OpenAIEngine(JudgeEngine):
         return str(reply["choices"][0]["message"]["content"])
 
 
+def http_address(url: str) -> str:
+    """The address without a slash at its end.
+
+    Raises:
+        ConfigError: it is no http address, or its port is no number.
+    """
+    try:
+        parts = urlsplit(url)
+        fine = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0 and parts.path.isascii()
+    except ValueError:  # a port that is no number, a bracket that is never closed
+        fine = False
+    if not fine or any(sign.isspace() or not sign.isprintable() for sign in url):
+        raise ConfigError(f"{url!r} is no http address; write http://host:8000/v1", "engine.url")
+    return url.rstrip("/")
+
+
 def chat_completion(url: str, body: dict[str, Any], api_key_env: str | None, timeout_s: float) -> Any:
     """What a chat endpoint of OpenAI's form replies to ``body``, as parsed JSON.
 
     Raises:
-        OSError: no connection, no answer in time, or an HTTP error.
+        OSError: no connection, no answer in time, one that is cut off or garbled, or an HTTP error.
         ValueError: the reply is not JSON.
     """
     headers = {"Content-Type": "application/json"}
     if api_key_env:
         headers["Authorization"] = f"Bearer {os.environ.get(api_key_env, '')}"
     request = urllib.request.Request(f"{url}/chat/completions", json.dumps(body).encode(), headers)
-    with urllib.request.urlopen(request, timeout=timeout_s) as reply:
-        return json.load(reply)
+    try:
+        with urllib.request.urlopen(request, timeout=timeout_s) as reply:
+            return json.load(reply)
+    except http.client.HTTPException as error:
+        raise ConnectionError(f"the answer is cut off or garbled: {error!r:.200}") from error
 
 
 def image_part(data: bytes) -> dict[str, Any]:

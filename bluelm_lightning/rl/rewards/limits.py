@@ -57,6 +57,12 @@ class CircuitBreaker:
             self._until = self._now() + self.pause_s
             return True
 
+    @property
+    def open(self) -> bool:
+        """Whether callers are held back until one of them has worked."""
+        with self._lock:
+            return self._failures >= self.limit
+
     def report(self, worked: bool) -> None:
         with self._lock:
             self._failures = 0 if worked else self._failures + 1
