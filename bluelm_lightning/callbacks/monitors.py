@@ -125,7 +125,8 @@ class StopOnNaN(L.Callback):
     """Stops before the optimizer step when the loss, or a gradient, is NaN or infinite.
 
     Plain Lightning would save NaN weights over a good checkpoint and exit 0. All processes stop together. Reads one
-    value from the device a step, after the backward pass is under way.
+    value from the device a step, after the backward pass is under way. A step without any gradient, such as one that
+    `LossSpikes` skips, moves nothing and is passed over.
 
     Args:
         gradients: also check the gradients. Not done with ``16-mixed``, whose loss scaler skips such steps itself.
@@ -149,8 +150,8 @@ class StopOnNaN(L.Callback):
     def on_before_optimizer_step(self, trainer: L.Trainer, pl_module: L.LightningModule, optimizer: Any) -> None:
         losses, samples = self._losses, self._samples
         self._losses, self._samples = [], []
-        watched = list(losses)
         gradients = [p.grad for p in pl_module.parameters() if p.grad is not None]
+        watched = list(losses) if gradients else []
         if self.gradients and gradients and not str(trainer.precision).startswith("16"):
             watched.append(l2_norm(gradients))
         bad = bool(watched) and not bool(torch.isfinite(torch.stack(watched)).all())

@@ -46,10 +46,24 @@ class RunCheckpoint(ModelCheckpoint):
 
     def __init__(self, dirpath: str | Path, every_n_steps: int | None = None) -> None:
         super().__init__(dirpath, "last", every_n_train_steps=every_n_steps, enable_version_counter=False)
+        self._late = False
 
     @property
     def state_key(self) -> str:  # Lightning's holds N: a continued run may save more often
         return "RunCheckpoint"
+
+    def on_train_batch_end(self, trainer: Any, pl_module: Any, *args: Any) -> None:
+        """The last batch of an epoch waits for its end: a resume from before it would go on in the same epoch, and
+        count micro-batches of the next round to this one's step."""
+        self._late = bool(trainer.is_last_batch)
+        if not self._late:
+            super().on_train_batch_end(trainer, pl_module, *args)
+
+    def on_train_epoch_end(self, trainer: Any, pl_module: Any) -> None:
+        super().on_train_epoch_end(trainer, pl_module)
+        if self._late:
+            self._late = False
+            super().on_train_batch_end(trainer, pl_module, None, None, 0)
 
     def on_train_end(self, trainer: Any, pl_module: Any) -> None:
         """Steps after the last multiple of N would be lost otherwise."""

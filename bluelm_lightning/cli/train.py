@@ -66,13 +66,19 @@ def _hand_over_schedule(schedule: Any, options: Options) -> None:
     if not schedule.inherits or options.ckpt_path:  # a resume finds its own in its checkpoint
         return
     held = [_read_checkpoint(path).get("schedule") for path, _ in options.init_from if path.suffix == ".ckpt"]
-    found = next((place for place in held if place), None)
-    if found is None:
+    found = sorted({place["position"] for place in held if place})
+    if not found:
         raise ConfigError(
             "says inherit, but no --init_from names a checkpoint of a stage; give one, or a number",
             "model.schedule.start_step",
         )
-    schedule.inherit(found["position"])
+    if len(found) > 1:
+        reason = f"says inherit, but the parents stand at steps {', '.join(map(str, found))}; give a number"
+        raise ConfigError(reason, "model.schedule.start_step")
+    schedule.inherit(found[0])
+    if schedule.value_at(0) <= 0:
+        reason = f"the parent stands at step {found[0]}, where the schedule has ended; raise total_steps"
+        raise ConfigError(reason, "model.schedule.total_steps")
 
 
 def _fit(cli: FitCLI, folder: RunFolder) -> int:

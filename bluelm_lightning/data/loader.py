@@ -223,7 +223,7 @@ class PackedLoader:
         """
         plan = self.plan if row_tokens is None else replace(self.plan, row_tokens=row_tokens)
         if isinstance(item, Encoded):
-            reason = _misfit(item, plan)
+            reason = misfit(item, plan)
             if reason is None:
                 self._consecutive = 0
                 return [_Pending(ref, 0, item, plan.row_tokens)]
@@ -242,7 +242,8 @@ class PackedLoader:
         return []
 
 
-def _misfit(doc: Encoded, plan: PackingPlan) -> str | None:
+def misfit(doc: Encoded, plan: PackingPlan) -> str | None:
+    """Why a document cannot be packed whole; None where it can."""
     if len(doc) > plan.row_tokens:
         return f"{len(doc)} tokens, a row holds {plan.row_tokens}"
     if plan.max_tiles is not None and len(doc.tiles) > plan.max_tiles:

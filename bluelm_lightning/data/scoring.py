@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import logging
+from collections.abc import Callable, Iterator, Sequence
 
-from bluelm_lightning.types import Generation, Sample, Source
+from bluelm_lightning.errors import DataError
+from bluelm_lightning.types import Encoded, Generation, Sample, Source
+
+log = logging.getLogger(__name__)
 
 
 def exact_match(answer: str | None, reference: str) -> bool:
@@ -28,11 +32,31 @@ def can_be_asked(sample: Sample) -> bool:
     return bool(sample.messages) and (sample.answer is not None or replied)
 
 
-def spread(sources: Sequence[Source], count: int) -> Iterator[Sample]:
-    """``count`` samples in all, as many of each source as of any other, at even distances within a source.
+def spread_prompts(
+    sources: Sequence[Source], count: int, encode: Callable[[Sample], Encoded]
+) -> Iterator[tuple[Sample, Encoded]]:
+    """At most ``count`` conversations in all, as many of each source as of any other, at even distances within it.
 
-    A source that holds several tasks one after the other shows all of them; the choice never changes.
+    A source that holds several tasks one after the other shows all of them; the choice never changes. One whose first
+    64 samples hold no conversation is left out, and so are samples that cannot be read.
     """
-    for number, source in enumerate(sources):
-        wanted = min(len(source), count // len(sources) + (number < count % len(sources)))
-        yield from (source[n * len(source) // wanted] for n in range(wanted))
+    asked = [source for source in sources if _holds_questions(source)]
+    for number, source in enumerate(asked):
+        wanted = min(len(source), count // len(asked) + (number < count % len(asked)))
+        for place in range(wanted):
+            try:
+                sample = source[place * len(source) // wanted]
+                if can_be_asked(sample):
+                    yield sample, encode(sample)
+            except DataError as error:
+                log.warning("not asked: %s", error)
+
+
+def _holds_questions(source: Source) -> bool:
+    for index in range(min(len(source), 64)):
+        try:
+            if can_be_asked(source[index]):
+                return True
+        except DataError:
+            continue
+    return False

@@ -5,25 +5,34 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from bluelm_lightning.data.fetch import SampleFetcher
+from bluelm_lightning.data.loader import PackingPlan, misfit
 from bluelm_lightning.types import Encoded, Ref
 
 MEASURED = 64  # samples of each source, evenly over it
 
 
-def sample_weights(token_weights: Sequence[float], fetcher: SampleFetcher) -> list[float]:
+def sample_weights(
+    token_weights: Sequence[float], fetcher: SampleFetcher, plan: PackingPlan | None = None
+) -> list[float]:
     """Weights of samples that give each source its share of tokens: ``weight / mean tokens of a sample``.
 
     Args:
         token_weights: share of tokens of each source, on any scale.
         fetcher: of the sources; encodes up to 64 samples of each.
+        plan: a sample that it leaves out counts as none of the tokens, as one that cannot be read; default: all fit.
     """
-    return [weight / mean_tokens(fetcher, number) for number, weight in enumerate(token_weights)]
+    return [weight / mean_tokens(fetcher, number, plan) for number, weight in enumerate(token_weights)]
 
 
-def mean_tokens(fetcher: SampleFetcher, number: int) -> float:
-    """Mean tokens of the samples of source ``number``; 1 when none of those measured can be used."""
+def mean_tokens(fetcher: SampleFetcher, number: int, plan: PackingPlan | None = None) -> float:
+    """Mean tokens that a sample of source ``number`` adds; 1 when none of those measured can be used."""
     num = len(fetcher.sources[number])
     count = min(num, MEASURED)
     items = [fetcher.fetch(Ref(number, 0, i * num // count)) for i in range(count)]
-    lengths = [len(item) for item in items if isinstance(item, Encoded)]
-    return sum(lengths) / len(lengths) if lengths else 1.0
+    total = sum(len(item) for item in items if isinstance(item, Encoded) and _stays(item, plan))
+    return total / count if total else 1.0
+
+
+def _stays(item: Encoded, plan: PackingPlan | None) -> bool:
+    cut = plan is not None and plan.overlong == "split" and not len(item.tiles)
+    return plan is None or cut or misfit(item, plan) is None

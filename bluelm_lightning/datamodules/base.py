@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import lightning as L
@@ -14,10 +15,10 @@ from bluelm_lightning.data.fetch import SampleFetcher
 from bluelm_lightning.data.loader import PackedLoader, PackingPlan
 from bluelm_lightning.data.mixture import Mixture
 from bluelm_lightning.data.preview import preview_batch
-from bluelm_lightning.data.scoring import can_be_asked, is_right, spread
+from bluelm_lightning.data.scoring import is_right, spread_prompts
 from bluelm_lightning.data.token_shares import sample_weights
 from bluelm_lightning.data.tokenizer import load_tokenizer, vocabulary_hash
-from bluelm_lightning.datamodules.course import ScheduledCourse
+from bluelm_lightning.datamodules.course import ACCUMULATE, ScheduledCourse
 from bluelm_lightning.datamodules.resampling import Resampled, admission_of
 from bluelm_lightning.datamodules.sources import Renamed, SourceSpec, weights_of
 from bluelm_lightning.errors import ConfigError, DataError
@@ -117,7 +118,8 @@ class MultimodalDataModule(Resampled, L.LightningDataModule):
         """Weights of samples out of weights of samples or of tokens, whichever the sources have."""
         if all(spec.token_weight is None for spec in self.specs):
             return weights
-        return sample_weights(weights, self._fetcher(self.opened, self.specs))
+        plan = None if self.course.rows else self.plan  # rows that grow take in what did not fit before
+        return sample_weights(weights, self._fetcher(self.opened, self.specs), plan)
 
     # ------------------------------------------------------------------ what moves with the step
     def follow_rows(self, schedule: StepSchedule) -> None:
@@ -132,6 +134,8 @@ class MultimodalDataModule(Resampled, L.LightningDataModule):
         """
         self.refuse_two(self.resampler is not None)
         names = [spec.label for spec in self.specs]
+        if len(set(names)) < len(names):
+            raise ConfigError(f"two sources are called alike: {names}; give each a name", "data.sources.name")
         wrong = sorted(set(names) ^ set(schedule.value_at(0)))
         if wrong:
             raise ConfigError(
@@ -157,7 +161,7 @@ class MultimodalDataModule(Resampled, L.LightningDataModule):
         fetcher = self._fetcher(sources, specs)
         loader = PackedLoader(fetcher, mixture, plan, self.tokenizer.pad_token_id, self.num_workers, rank, world)
         if shares and self.course.moves:
-            batches = self.trainer.accumulate_grad_batches if self.trainer else 1
+            batches = self.course.batches_of(self.trainer, [spec.epochs for spec in specs])
             loader.course = self.course.of(plan, [s.label for s in specs], batches, self._sample_weights)
         return loader
 
@@ -187,12 +191,12 @@ class MultimodalDataModule(Resampled, L.LightningDataModule):
         if not state:
             return
         now, then = self._identity(), state["identity"]
-        for key in now:
-            if now[key] != then.get(key):
+        for key in [*now, *(key for key in then if key not in now)]:
+            if now.get(key) != then.get(key):
                 raise ConfigError(
-                    f"this run had {then.get(key)} when it was saved and now has {now[key]}: the batches would differ; "
-                    "restore it, or start a new run with --init_from",
-                    f"data.{key}",
+                    f"this run had {then.get(key)} when it was saved and now has {now.get(key)}: the batches would "
+                    "differ; restore it, or start a new run with --init_from",
+                    f"{'trainer' if key == ACCUMULATE else 'data'}.{key}",
                 )
         world, rank = (self.trainer.world_size, self.trainer.global_rank) if self.trainer else (1, 0)
         if len(state["ranks"]) != world:
@@ -229,7 +233,7 @@ class MultimodalDataModule(Resampled, L.LightningDataModule):
             "max_grid": self.max_grid,
             "thumbnail": self.thumbnail,
             "seed": self.seed,
-            **self.course.identity,
+            **self.course.identity(self.trainer),
         }
 
     # ------------------------------------------------------------------ what others may ask
@@ -254,8 +258,7 @@ class MultimodalDataModule(Resampled, L.LightningDataModule):
 
     def held_out_prompts(self, count: int, thinking: bool) -> list[tuple[Sample, Encoded]]:
         """At most ``count`` prompts with a reference, spread over the validation sources; always the same."""
-        asked = [sample for sample in spread(self.val_opened, count) if can_be_asked(sample)]
-        return [(sample, self.encoder.prompt(sample, thinking)) for sample in asked]
+        return list(spread_prompts(self.val_opened, count, partial(self.encoder.prompt, thinking=thinking)))
 
     def score(self, sample: Sample, generation: Generation) -> bool:
         """Whether the answer is right; a subclass may judge otherwise."""
@@ -266,8 +269,11 @@ class MultimodalDataModule(Resampled, L.LightningDataModule):
         return iter(self.train_dataloader())
 
     def manifest(self) -> dict[str, Any]:
-        """What the run was fed, for its lineage record."""
-        return {
-            spec.label: {"path": spec.path, "samples": len(source), "fingerprint": getattr(source, "fingerprint", "")}
-            for spec, source in zip([*self.specs, *self.val_specs], [*self.opened, *self.val_opened])
-        }
+        """What the run was fed, for its lineage record; a name that comes again has a number."""
+        found: dict[str, Any] = {}
+        for spec, source in zip([*self.specs, *self.val_specs], [*self.opened, *self.val_opened]):
+            alike = sum(name.partition("#")[0] == spec.label for name in found)
+            name = f"{spec.label}#{alike + 1}" if alike else spec.label
+            fingerprint = getattr(source, "fingerprint", "")
+            found[name] = {"path": spec.path, "samples": len(source), "fingerprint": fingerprint}
+        return found

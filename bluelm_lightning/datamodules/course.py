@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 from bluelm_lightning.data.loader import PackingPlan
+from bluelm_lightning.errors import ConfigError
 from bluelm_lightning.types import StepSchedule
+
+ACCUMULATE = "accumulate_grad_batches"
 
 
 @dataclass
@@ -21,11 +24,25 @@ class ScheduledCourse:
     def moves(self) -> bool:
         return self.rows is not None or self.shares is not None
 
-    @property
-    def identity(self) -> dict[str, Any]:
-        """The batches depend on it."""
+    def identity(self, trainer: Any) -> dict[str, Any]:
+        """The batches depend on it, and where anything moves also on the micro-batches of a step."""
         moving = {"rows_schedule": self.rows, "shares_schedule": self.shares}
-        return {key: schedule.settings for key, schedule in moving.items() if schedule is not None}
+        found = {key: schedule.settings for key, schedule in moving.items() if schedule is not None}
+        return found | ({ACCUMULATE: _micro_batches(trainer)} if found else {})
+
+    def batches_of(self, trainer: Any, epochs: Sequence[float | None]) -> int:
+        """Micro-batches of a step.
+
+        Raises:
+            ConfigError: steps may end early, at the end of a round: the number of a batch would not tell its step.
+        """
+        batches, limit = _micro_batches(trainer), getattr(trainer, "limit_train_batches", None)
+        ends = isinstance(limit, int) and limit % batches
+        if batches > 1 and (ends or all(one is not None for one in epochs)):
+            what = f"limit_train_batches {limit}" if ends else "epochs of all sources"
+            reason = f"{batches} with {what} would end a step early, which moving rows and shares cannot follow"
+            raise ConfigError(f"{reason}; set it to 1, or let a source have no epochs", f"trainer.{ACCUMULATE}")
+        return batches
 
     def of(
         self, plan: PackingPlan, names: list[str], batches: int, weigh: Callable[[list[float]], list[float]]
@@ -39,6 +56,10 @@ class ScheduledCourse:
             weigh: weights of the schedule -> weights of samples.
         """
         return _Course(self, plan, names, batches, weigh([1.0] * len(names)))
+
+
+def _micro_batches(trainer: Any) -> int:
+    return trainer.accumulate_grad_batches if trainer else 1
 
 
 @dataclass

@@ -50,8 +50,6 @@ class Runs:
         settings = [self._named(text) for text in options]
         if self._needed(folder, [(_CONFIGS / config).read_text()], [*parents, *options]):
             begun = self._begin(folder) and last.is_file()
-            if not begun:
-                shutil.rmtree(folder, ignore_errors=True)
             start = [f"--ckpt_path={last}"] if begun else hand_over
             every = "--checkpoint_every_n_steps=100"
             if not (begun and _stands_at_the_end(folder)):
@@ -81,12 +79,15 @@ class Runs:
         return not done.is_file() or done.read_text() != self.keys[folder]
 
     def _begin(self, folder: Path) -> bool:
-        """Whether the same run was begun before."""
+        """Whether the same run was begun before; if not, what is there goes, and then it is noted as begun."""
         self.root.mkdir(parents=True, exist_ok=True)
         note = self.root / f"{folder.name}.begun"
-        same = note.is_file() and note.read_text() == self.keys[folder]
+        if note.is_file() and note.read_text() == self.keys[folder]:
+            return True
+        note.unlink(missing_ok=True)
+        shutil.rmtree(folder, ignore_errors=True)
         note.write_text(self.keys[folder])
-        return same
+        return False
 
     def _run(self, name: str, arguments: list[str]) -> None:
         self.root.mkdir(parents=True, exist_ok=True)

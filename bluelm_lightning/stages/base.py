@@ -178,8 +178,8 @@ class Stage(L.LightningModule):
     def configure_optimizers(self) -> dict[str, Any]:  # type: ignore[override]
         optimizer = self.optimizer.build(self)
         scaler = getattr(getattr(self._trainer, "precision_plugin", None), "scaler", None)
-        if scaler and self.clip_norm and getattr(optimizer, "_step_supports_amp_scaling", False):
-            text = "hides gradients from clipping under precision 16-mixed; set it to false, or train in bf16-mixed"
+        if scaler and getattr(optimizer, "_step_supports_amp_scaling", False):
+            text = "hides gradients from clipping and callbacks under 16-mixed; set it to false, or train in bf16-mixed"
             raise ConfigError(text, "model.optimizer.fused")
         scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, self.schedule.value_at)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}

@@ -67,6 +67,7 @@ class WarmupCosine(Schedule):
     ) -> None:
         super().__init__(warmup_steps, start_step)
         _check_horizon(total_steps, warmup_steps)
+        _check_ratio(final_ratio)
         self.total_steps, self.final_ratio = total_steps, final_ratio
 
     def after_warmup(self, step: int) -> float:
@@ -99,6 +100,7 @@ class WarmupStableDecay(Schedule):
         if decay_steps < 1:
             raise ConfigError(f"{decay_steps} is below 1; for no decay choose Constant", "model.schedule.decay_steps")
         _check_horizon(total_steps, warmup_steps + decay_steps - 1)
+        _check_ratio(final_ratio)
         if shape not in ("linear", "sqrt"):
             raise ConfigError(f"shape {shape!r} is not one of linear, sqrt", "model.schedule.shape")
         self.total_steps, self.decay_steps, self.final_ratio, self.shape = total_steps, decay_steps, final_ratio, shape
@@ -107,6 +109,11 @@ class WarmupStableDecay(Schedule):
         done = min(1.0, max(0.0, (step - (self.total_steps - self.decay_steps)) / self.decay_steps))
         left = 1 - (math.sqrt(done) if self.shape == "sqrt" else done)
         return self.final_ratio + (1 - self.final_ratio) * left
+
+
+def _check_ratio(final_ratio: float) -> None:
+    if not 0 <= final_ratio <= 1:
+        raise ConfigError(f"{final_ratio} is not between 0 and 1", "model.schedule.final_ratio")
 
 
 def _check_horizon(total_steps: int, used: int) -> None:
