@@ -29,6 +29,7 @@ from bluelm_lightning.callbacks import (  # noqa: E402
     SharePoint,
     ShareSchedule,
 )
+from bluelm_lightning.cli.defaults import RunCheckpoint  # noqa: E402
 from bluelm_lightning.data.policies import LearningProgress  # noqa: E402
 from bluelm_lightning.datamodules import SFTDataModule, SourceSpec  # noqa: E402
 from bluelm_lightning.stages import AdamW, SFTStage, WarmupCosine  # noqa: E402
@@ -48,6 +49,11 @@ RUNS: dict[str, dict] = {
     "killed in a short epoch": {"trainer": {"limit_train_batches": 4}},
     "saved at the end of short epochs": {"val": True, "trainer": {"limit_train_batches": 3}},
     "accumulation": {"trainer": {"accumulate_grad_batches": 2, "max_steps": 7}, "kill_after": 9},
+    "accumulation, saved where a round ends": {
+        "epochs": 0.5,
+        "trainer": {"accumulate_grad_batches": 2, "max_steps": 7},
+        "ours": True,
+    },
     "killed in the second round": {"epochs": 0.5, "kill_after": 11},
     "saved at the end of rounds": {"epochs": 0.5, "kill_after": 8, "every_round": True},
     "moving rows and shares": {"moving": True},
@@ -98,6 +104,7 @@ def fit(folder: Path, diary: str, kill_after: int | None = None, resume: bool = 
     stage = SFTStage(tiny_vlm(config={"attention_dropout": 0.3}), AdamW(lr=1e-2), schedule)
     every = {"save_on_train_epoch_end": True} if run.get("every_round") else {"every_n_train_steps": 3}
     saver = ModelCheckpoint(folder / "saved", filename="last", save_top_k=1, enable_version_counter=False, **every)
+    saver = RunCheckpoint(folder / "saved", 3) if run.get("ours") else saver
     strategy = DDPStrategy(process_group_backend="gloo") if ranks > 1 else "auto"
     settings = {"max_steps": STEPS, "num_sanity_val_steps": 0, "log_every_n_steps": 1, **run.get("trainer", {})}
     trainer = L.Trainer(

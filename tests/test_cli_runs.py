@@ -259,5 +259,8 @@ def test_a_schedule_goes_on_where_the_parent_stood(finished, project, capsys):
     assert fit(project, f"--init_from={last}", "--run_dir=runs/heir", inherits) == 0
     stood = torch.load(last, weights_only=True)["schedule"]["position"]
     assert torch.load("runs/heir/checkpoints/last.ckpt", weights_only=True)["schedule"]["start"] == stood > 0
+    ended = [inherits, f"--model.schedule.total_steps={stood}", "--model.schedule.final_ratio=0"]
+    assert fit(project, f"--init_from={last}", "--run_dir=runs/late", *ended) == 2
+    assert f"the parent stands at step {stood}, where the schedule has ended; raise" in capsys.readouterr().err
     assert fit(project, "--run_dir=runs/orphan", inherits) == 2
     assert "no --init_from names a checkpoint of a stage" in capsys.readouterr().err

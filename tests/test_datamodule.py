@@ -8,6 +8,7 @@ import torch
 from tiny import PER_TILE, TILE, VOCAB, question, tiny_tokenizer
 from tiny_data import Talks, Texts, documents, flat
 
+from bluelm_lightning.callbacks import SharePoint, ShareSchedule
 from bluelm_lightning.data.shard_writer import ShardWriter
 from bluelm_lightning.data.tokenizer import train_tokenizer
 from bluelm_lightning.datamodules import MultimodalDataModule, PretrainDataModule, SFTDataModule, SourceSpec
@@ -284,3 +285,10 @@ def test_processes_that_share_rows_read_the_same_samples(module):
     )
     loader = data.train_dataloader()
     assert (loader.rank, loader.world_size) == (1, 2)
+
+
+def test_two_sources_of_one_name_have_no_shares_and_both_stand_in_the_lineage(module):
+    data = module(sources=[SourceSpec(source=Talks(n)) for n in (4, 6)], val_sources=[SourceSpec(source=Talks(5))])
+    with pytest.raises(ConfigError, match=r"data.sources.name: two sources are called alike: \['Talks', 'Talks'\]"):
+        data.follow_shares(ShareSchedule([SharePoint(0, {"Talks": 1})]))
+    assert {name: row["samples"] for name, row in data.manifest().items()} == {"Talks": 4, "Talks#2": 6, "Talks#3": 5}

@@ -13,8 +13,8 @@ from processes import rendezvous
 from tiny import question, tiny_vlm
 
 from bluelm_lightning.callbacks import OnlineEvaluation
-from bluelm_lightning.data.scoring import is_right, spread
-from bluelm_lightning.errors import ConfigError
+from bluelm_lightning.data.scoring import is_right, spread_prompts
+from bluelm_lightning.errors import ConfigError, DataError
 from bluelm_lightning.stages.base import Stage
 from bluelm_lightning.stages.optim import AdamW
 from bluelm_lightning.types import Generation, Sample
@@ -84,12 +84,36 @@ def test_losses_are_bit_equal_with_and_without_it(fit, tmp_path):
 
 
 def test_prompts_are_spread_over_sources_and_tasks():
+    def asked(*sources, count):
+        return [sample.id for sample, _ in spread_prompts(sources, count, lambda sample: sample)]
+
     first, second = [question(id=f"a{n}") for n in range(10)], [question(id="b0")]
-    assert [sample.id for sample in spread([first, second], 5)] == ["a0", "a3", "a6", "b0"]
+    assert asked(first, second, count=5) == ["a0", "a3", "a6", "b0"]
+    texts = [Sample(f"t{n}", "s", text="no question") for n in range(30)]
+    assert asked(texts, first, count=2) == ["a0", "a5"], "a source of texts takes no places"
+    assert asked(texts, count=9) == []
     assert is_right(question(answer="Yes"), made("yes."))
     bare = Sample("x", "s", [{"role": "user", "content": "?"}, {"role": "assistant", "content": "no"}])
     assert is_right(bare, made("No"))
     assert not is_right(bare, made(None))
+
+
+def test_a_sample_that_cannot_be_read_is_passed_over(caplog):
+    def encode(sample):
+        if sample.id == "a5":
+            raise DataError("image 0 is no picture", sample.id)
+        return sample
+
+    class Damaged(list):
+        def __getitem__(self, index):
+            if index == 0:
+                raise DataError("is cut", "a.tar")
+            return super().__getitem__(index)
+
+    source = Damaged(question(id=f"a{n}") for n in range(10))
+    assert [sample.id for sample, _ in spread_prompts([source], 4, encode)] == ["a2", "a7"]
+    assert "a.tar: is cut" in caplog.text
+    assert "a5: image 0 is no picture" in caplog.text
 
 
 def test_nothing_to_ask_and_nonsense_are_refused(fit):

@@ -145,6 +145,22 @@ def names(runs: Recorded) -> list[str]:
     return [name for name, _ in runs.done]
 
 
+def test_a_kill_before_the_old_run_is_gone_leaves_nothing_that_looks_begun(tmp_path, monkeypatch):
+    Recorded(tmp_path).fit("a", "tiny/text.yaml", options=["--lr=1"])
+
+    def killed(*args, **options):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr("shutil.rmtree", killed)
+        with pytest.raises(KeyboardInterrupt):
+            Recorded(tmp_path).fit("a", "tiny/text.yaml", options=["--lr=2"])
+    again = Recorded(tmp_path)
+    again.fit("a", "tiny/text.yaml", options=["--lr=2"])
+    assert names(again) == ["a"]
+    assert not any(option.startswith("--ckpt_path") for option in again.done[0][1])
+
+
 def test_a_second_call_runs_nothing(tmp_path):
     chain(Recorded(tmp_path))
     again = Recorded(tmp_path)

@@ -14,6 +14,7 @@ from bluelm_lightning.data.packing import pack
 from bluelm_lightning.data.token_shares import sample_weights
 from bluelm_lightning.errors import ConfigError
 from bluelm_lightning.stages.base import Stage
+from bluelm_lightning.types import Encoded, Ref
 
 YARN = {"rope_type": "yarn", "factor": 8.0, "original_max_position_embeddings": 32, "rope_theta": 10000.0}
 
@@ -125,6 +126,17 @@ def test_a_resume_with_another_schedule_is_refused(fit, tmp_path):  # noqa: F811
     run.trainer.save_checkpoint(tmp_path / "a.ckpt")
     with pytest.raises(ConfigError, match="rows_schedule"):
         fit(LengthSchedule([LengthPhase(0, 96, 2)]), steps=6, ckpt_path=tmp_path / "a.ckpt")
+    with pytest.raises(ConfigError, match=r"data.rows_schedule: .* now has None: the batches would differ"):
+        fit(steps=6, ckpt_path=tmp_path / "a.ckpt")
+    more = {"steps": 6, "ckpt_path": tmp_path / "a.ckpt", "accumulate_grad_batches": 2}
+    with pytest.raises(ConfigError, match=r"trainer.accumulate_grad_batches: this run had 1 when it was saved"):
+        fit(LengthSchedule([LengthPhase(0, 48, 2)]), **more)
+
+
+def test_steps_that_would_end_early_are_refused(fit):  # noqa: F811
+    lengths = LengthSchedule([LengthPhase(0, 48, 2)])
+    with pytest.raises(ConfigError, match=r"accumulate_grad_batches: 2 with limit_train_batches 3 would end a step"):
+        fit(lengths, accumulate_grad_batches=2, limit_train_batches=3)
 
 
 # ---------------------------------------------------------------- RoPE -> YaRN
@@ -162,3 +174,19 @@ def test_weights_of_tokens_count_what_a_sample_holds():
     short, long = sample_weights([1.0, 1.0], loader.fetcher)
     num = [sum(len(loader.fetcher.sources[s][i].text) for i in range(40)) for s in (0, 1)]
     assert short / long == pytest.approx(num[1] / num[0], rel=0.1), "a token for a token, not a sample for a sample"
+
+
+@pytest.mark.parametrize("kind", ["overlong", "broken"])
+def test_what_is_left_out_counts_for_no_token_of_its_source(kind):
+    """Some of the second source are skipped: it is drawn more often."""
+    half = {"long": tuple(range(0, 40, 2))} if kind == "overlong" else {"broken": tuple(range(0, 40, 2))}
+    loader = loader_of([Talks(40), Talks(40, **half)], row_tokens=96)
+    _, other = sample_weights([1.0, 1.0], loader.fetcher, loader.plan)
+    found = [loader.fetcher.fetch(Ref(1, 0, index)) for index in range(40)]
+    kept = [len(item) for item in found if isinstance(item, Encoded) and len(item) <= 96]
+    assert len(kept) < 40
+    assert other == pytest.approx(40 / sum(kept))
+    cut = PackingPlan(96, 2, overlong="split")
+    texts = loader_of([Texts(40), Texts(40, long=tuple(range(40)))], row_tokens=96)
+    short, long = sample_weights([1.0, 1.0], texts.fetcher, cut)
+    assert long < short, "texts that are cut keep all their tokens"

@@ -37,6 +37,13 @@ def test_stable_then_decay(shape, half):
     assert last.value_at(30) == pytest.approx(0.1)
 
 
+@pytest.mark.parametrize("ratio", [-1.0, 1.5])
+def test_a_last_factor_is_a_share(ratio):
+    for build in (WarmupCosine, lambda *args, **options: WarmupStableDecay(*args, decay_steps=2, **options)):
+        with pytest.raises(ConfigError, match=rf"model.schedule.final_ratio: {ratio} is not between 0 and 1"):
+            build(10, final_ratio=ratio)
+
+
 HORIZONS = [
     lambda start: WarmupCosine(total_steps=30, warmup_steps=5, start_step=start),
     lambda start: WarmupStableDecay(total_steps=30, decay_steps=10, warmup_steps=5, start_step=start),

@@ -6,7 +6,7 @@ from lightning.pytorch.plugins import MixedPrecision
 from test_stage import DOCS, fit, pack
 from tiny import tiny_vlm
 
-from bluelm_lightning.callbacks import LossSpikes
+from bluelm_lightning.callbacks import LossSpikes, StopOnNaN, TrainingStopped
 from bluelm_lightning.errors import ConfigError
 from bluelm_lightning.stages import AdamW, SFTStage
 
@@ -85,6 +85,21 @@ def test_a_loss_that_is_not_finite_never_enters_the_window(tmp_path):
     assert made.skipped == 4
     assert all(0 < loss < 10 for loss in made.recent)
     assert all(bool(torch.isfinite(p).all()) for p in stage.parameters())
+
+
+def test_a_step_that_is_skipped_does_not_stop_the_run(tmp_path):
+    """`bluelm-fit` adds StopOnNaN behind the callbacks of the settings."""
+
+    class Broken(Scaled):
+        def training_step(self, batch, batch_idx):
+            return super().training_step(batch, batch_idx) * (float("nan") if batch_idx == 1 else 1)
+
+    spikes, batches = LossSpikes(window=3), [pack([DOCS[:2]], 64, 0)] * 4
+    with pytest.warns(UserWarning, match="step 2: loss nan is not finite, the step is skipped"):
+        fit(tmp_path, Broken(tiny_vlm(), AdamW(lr=1e-3)), batches, callbacks=[spikes, StopOnNaN()])
+    assert spikes.skipped == 1
+    with pytest.raises(TrainingStopped, match="step 2"):
+        fit(tmp_path, Broken(tiny_vlm(), AdamW(lr=1e-3)), batches, callbacks=[StopOnNaN()])
 
 
 def test_a_loss_that_has_moved_is_followed_in_the_end(tmp_path):

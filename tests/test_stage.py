@@ -139,10 +139,11 @@ def test_bf16_mixed_works_with_clipping_and_the_fused_optimizer(accumulate, tmp_
     assert moved(stage)
 
 
-def test_clipping_refuses_a_fused_optimizer_behind_a_gradient_scaler(tmp_path):
+@pytest.mark.parametrize("clip_norm", [0.0, 1.0])
+def test_a_fused_optimizer_behind_a_gradient_scaler_is_refused(clip_norm, tmp_path):
     scaled = MixedPrecision("16-mixed", "cpu", torch.amp.GradScaler("cpu"))
     with pytest.raises(ConfigError, match=r"model.optimizer.fused: .* set it to false, or train in bf16-mixed"):
-        fit(tmp_path, SFTStage(tiny_vlm()), [WHOLE], plugins=[scaled])
+        fit(tmp_path, SFTStage(tiny_vlm(), clip_norm=clip_norm), [WHOLE], plugins=[scaled])
 
 
 # ---------------------------------------------------------------- two processes
