@@ -1,5 +1,7 @@
 """Preferences: pairs side by side, a reward model that learns them, and direct preference optimisation."""
 
+from itertools import islice
+
 import lightning as L
 import pytest
 import torch
@@ -9,8 +11,11 @@ from tiny import TINY_LM, png, tiny_decoder, tiny_tokenizer, tiny_vit, tiny_vlm,
 
 from bluelm_lightning.components import DiscriminativeRewardModel, MLPProjector, VisionLanguageModel
 from bluelm_lightning.components.adapters import LowRank
+from bluelm_lightning.data.loader import PackingPlan
+from bluelm_lightning.data.token_shares import mean_tokens
 from bluelm_lightning.datamodules import PreferenceDataModule, SourceSpec
 from bluelm_lightning.errors import ConfigError, DataError
+from bluelm_lightning.inspection.reading import Reading
 from bluelm_lightning.rl.rewards import RewardModel
 from bluelm_lightning.stages import AdamW, DPOStage, RewardStage
 from bluelm_lightning.types import Sample
@@ -80,6 +85,28 @@ def test_an_answer_that_is_missing_is_skipped_and_named(tmp_path, caplog):
     assert "skipped sample p4: rejected is None; write the answer as a text" in caplog.text
     with pytest.raises(DataError, match="in a row cannot be used"):
         fit(RewardStage(tiny_vlm()), data_of(tmp_path, Preferences(1, broken=0)), tmp_path, 1)
+
+
+def test_a_pair_that_does_not_fit_is_left_out_and_never_cut(tmp_path, caplog):
+    class Long(Preferences):
+        def __getitem__(self, index: int) -> Sample:
+            times = 30 if index == 1 else 3
+            turns = [{"role": "user", "content": f"which {index}?"}]
+            return Sample(f"p{index}", "prefs", turns, meta={"chosen": "red " * times, "rejected": "blue " * times})
+
+    data = data_of(tmp_path, Long(4), row_tokens=72, overlong="split")
+    data.prepare(RewardStage(tiny_vlm()))
+    loader = data.train_dataloader()
+    for batch in islice(loader, 8):
+        assert batch.sample_ids[0::2] == batch.sample_ids[1::2]
+    assert loader.skipped["prefs"] > 0
+    pair = data.encoder(Long()[1])
+    assert f"skipped sample p1: {len(pair)} tokens, a row holds 72" in caplog.text
+    plan = PackingPlan(72, overlong="split")
+    short = sum(len(data.encoder(Long()[n])) for n in (0, 2, 3))
+    assert mean_tokens(loader.fetcher, 0, plan) == short / 4  # the share of tokens agrees,
+    reading = Reading(data.encoder, row_tokens=72, plan=plan)  # and so does the page of the data
+    assert reading.misfit(list(pair.parts)) == (f"{len(pair)} tokens, a row holds 72", True)
 
 
 def test_a_reward_model_learns_what_is_preferred_and_scores_rollouts(tmp_path):
