@@ -110,6 +110,32 @@ def test_parts_that_do_nothing_go_without_a_trace(build, tmp_path):
     assert str(report).startswith(f"{report.parameters[0]:,} -> {report.parameters[1]:,} parameters")
 
 
+KINDS = {
+    "window": ("qwen2", {"use_sliding_window": True, "sliding_window": 4, "max_window_layers": 2}),
+    "no rotation": ("smollm3", {"no_rope_layers": [1, 1, 0, 0], "use_sliding_window": True, "sliding_window": 4}),
+}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_layers_that_stay_keep_their_kind_of_attention(kind, tmp_path):
+    architecture, more = KINDS[kind]
+    decoder, batch = tiny_decoder(architecture, 1, {**WIDE, **more, "num_hidden_layers": 4}), calibration()[0]
+    with torch.no_grad():
+        for block in decoder.model.model.layers[:2]:  # without a window, and turned by their positions
+            block.self_attn.o_proj.weight.zero_()
+            block.mlp.down_proj.weight.zero_()
+    small, report = prune(decoder.model, PruningPlan(2), activation_importance(LanguageModel(decoder), calibration()))
+    assert report.layers == [2, 3]
+    small.save_pretrained(tmp_path / "small")
+    loaded = CausalDecoder(checkpoint=str(tmp_path / "small"))
+    config = loaded.model.config
+    assert config.layer_types == ["sliding_attention"] * 2
+    assert getattr(config, "max_window_layers", 0) == 0
+    assert getattr(config, "no_rope_layers", [0, 0]) == [0, 0]
+    with torch.no_grad():
+        assert worst(states(loaded, batch), states(decoder, batch)) < 1e-5
+
+
 def test_the_magnitude_of_weights_is_a_baseline():
     decoder = silenced("qwen2")
     _, report = prune(decoder.model, PruningPlan(None, None, 2, 38), magnitude_importance(decoder))
