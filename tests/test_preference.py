@@ -9,9 +9,10 @@ import torch.nn.functional as F
 from test_stage import Recorder
 from tiny import TINY_LM, png, tiny_decoder, tiny_tokenizer, tiny_vit, tiny_vlm, worst
 
-from bluelm_lightning.components import DiscriminativeRewardModel, MLPProjector, VisionLanguageModel
+from bluelm_lightning.components import DiscriminativeRewardModel, LanguageModel, MLPProjector, VisionLanguageModel
 from bluelm_lightning.components.adapters import LowRank
 from bluelm_lightning.data.loader import PackingPlan
+from bluelm_lightning.data.packing import pack
 from bluelm_lightning.data.token_shares import mean_tokens
 from bluelm_lightning.datamodules import PreferenceDataModule, SourceSpec
 from bluelm_lightning.errors import ConfigError, DataError
@@ -141,6 +142,17 @@ def test_the_gradient_of_dpo_is_that_of_its_definition(tmp_path):
     (0.9 * -F.logsigmoid(ahead) + 0.1 * -F.logsigmoid(-ahead)).mean().backward()
     wanted = {f"vlm.{name}": p.grad for name, p in policy.named_parameters() if p.grad is not None}
     assert all(worst(recorder.taken[0][name], wanted[name], floor=1e-4) < 1e-4 for name in wanted)
+
+
+@pytest.mark.parametrize("kind", [DPOStage])
+def test_a_batch_of_padding_gives_gradients_of_zero(kind):
+    stage = kind(LanguageModel(tiny_decoder()))
+    losses = stage.loss_of(stage.ahead(pack([[]], 32, 0)))
+    assert losses.shape == (0,)
+    losses.sum().backward()
+    gradients = {name: p.grad for name, p in stage.named_parameters() if p.requires_grad}
+    assert [name for name, gradient in gradients.items() if gradient is None] == []  # other processes wait for them
+    assert all(not gradient.any() for gradient in gradients.values())
 
 
 @pytest.mark.parametrize("adapters", [False, True])
