@@ -144,7 +144,7 @@ def test_the_gradient_of_dpo_is_that_of_its_definition(tmp_path):
     assert all(worst(recorder.taken[0][name], wanted[name], floor=1e-4) < 1e-4 for name in wanted)
 
 
-@pytest.mark.parametrize("kind", [DPOStage])
+@pytest.mark.parametrize("kind", [DPOStage, RewardStage])
 def test_a_batch_of_padding_gives_gradients_of_zero(kind):
     stage = kind(LanguageModel(tiny_decoder()))
     losses = stage.loss_of(stage.ahead(pack([[]], 32, 0)))
@@ -153,6 +153,14 @@ def test_a_batch_of_padding_gives_gradients_of_zero(kind):
     gradients = {name: p.grad for name, p in stage.named_parameters() if p.requires_grad}
     assert [name for name, gradient in gradients.items() if gradient is None] == []  # other processes wait for them
     assert all(not gradient.any() for gradient in gradients.values())
+
+
+@pytest.mark.parametrize("tied", [False, True])
+def test_a_reward_model_trains_no_output_head_of_its_own(tied):
+    decoder = tiny_decoder(tie_embeddings=tied)
+    RewardStage(LanguageModel(decoder))
+    assert decoder.output_weight.requires_grad == tied
+    assert decoder.model.get_input_embeddings().weight.requires_grad
 
 
 @pytest.mark.parametrize("adapters", [False, True])
