@@ -220,20 +220,27 @@ def test_a_language_model_is_the_decoder_and_refuses_pictures():
         model(pack([[random_doc(20, 1, seed=3)]], 24, 0))
 
 
-def test_the_command_prunes_a_run_on_its_own_data(tmp_path, monkeypatch, capsys, tokenizer_folder):
-    write_shards((Sample(f"t{n}", "text", text=f"the sum is {n} and {n + 1}") for n in range(60)), tmp_path / "text")
-    monkeypatch.chdir(tmp_path)
-    decoder = {"config": {**TINY_LM, **WIDE, "vocab_size": VOCAB}}
+def write_text_run(folder, tokenizer_folder, **more) -> Path:
+    """Sources in ``folder`` and ``text.yaml``, a stage of two steps on them; ``more`` goes to its decoder."""
+    write_shards((Sample(f"t{n}", "text", text=f"the sum is {n} and {n + 1}") for n in range(60)), folder / "text")
+    decoder = {"config": {**TINY_LM, **WIDE, "vocab_size": VOCAB}, **more}
     config = {
         "model": {"class_path": "PretrainStage", "init_args": {"vlm": {"class_path": "LanguageModel", "init_args": {
             "decoder": {"class_path": "CausalDecoder", "init_args": decoder}
         }}}},
         "data": {"class_path": "PretrainDataModule", "init_args": {
-            "tokenizer": str(tokenizer_folder), "sources": [{"path": "text"}], "row_tokens": 64, "num_workers": 0
+            "tokenizer": str(tokenizer_folder), "sources": [{"path": str(folder / "text")}],
+            "row_tokens": 64, "num_workers": 0,
         }},
         "trainer": {"accelerator": "cpu", "max_steps": 2},
     }  # fmt: skip
-    Path("text.yaml").write_text(yaml.safe_dump(config))
+    (folder / "text.yaml").write_text(yaml.safe_dump(config))
+    return folder / "text.yaml"
+
+
+def test_the_command_prunes_a_run_on_its_own_data(tmp_path, monkeypatch, capsys, tokenizer_folder):
+    write_text_run(tmp_path, tokenizer_folder)
+    monkeypatch.chdir(tmp_path)
     assert fit(["--config", "text.yaml", "--run_dir", "teacher"]) == 0
     assert main(["teacher", "--out", "small", "--parameters", "0.5", "--depth", "0.5", "--batches", "2"]) == 0
     told = json.loads(Path("small/pruning.json").read_text())

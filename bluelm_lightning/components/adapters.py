@@ -100,6 +100,14 @@ def merged_state(model: nn.Module) -> dict[str, Tensor]:
     return {key.replace(_BASE, "."): value for key, value in state.items()}
 
 
+def absorb(model: nn.Module) -> None:
+    """The adapters' updates become part of the weights, in place: ``model`` is one without adapters afterwards."""
+    names = {part: name for name, part in model.named_modules()}
+    for layer in layers_of(model):
+        layer.merge()
+        model.set_submodule(names[layer], layer.get_base_layer())
+
+
 def adopt_plain(own: dict[str, Tensor], state: dict[str, Tensor]) -> dict[str, Tensor]:
     """Weights of a model without adapters, under the names of one with them; the adapters keep their own."""
     if not any(_BASE in key for key in own) or any(_BASE in key for key in state):
