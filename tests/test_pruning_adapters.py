@@ -41,6 +41,14 @@ def test_adapters_are_absorbed_before_pruning():
         assert worst(states(plain, batch), before) < 1e-4
 
 
+def test_an_adapter_on_a_tied_head_is_not_absorbed():
+    decoder = tiny_decoder(tie_embeddings=True, adapters=LowRank(2, targets=["q_proj", "lm_head"]))
+    with pytest.raises(ConfigError, match=r"the weight of model\.lm_head is shared, its adapter is not; untie"):
+        absorb(decoder)  # the input embedding would change too
+    assert len(layers_of(decoder)) == 3
+    absorb(tiny_decoder(tie_embeddings=False, adapters=LowRank(2, targets=["lm_head"])))
+
+
 def test_the_command_prunes_a_run_with_adapters(tmp_path):
     tiny_tokenizer().save_pretrained(tmp_path / "tokenizer")
     config = write_text_run(tmp_path, tmp_path / "tokenizer", adapters={"rank": 2})
