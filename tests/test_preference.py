@@ -1,5 +1,7 @@
 """Preferences: pairs side by side, a reward model that learns them, and direct preference optimisation."""
 
+from itertools import islice
+
 import lightning as L
 import pytest
 import torch
@@ -7,10 +9,14 @@ import torch.nn.functional as F
 from test_stage import Recorder
 from tiny import TINY_LM, png, tiny_decoder, tiny_tokenizer, tiny_vit, tiny_vlm, worst
 
-from bluelm_lightning.components import DiscriminativeRewardModel, MLPProjector, VisionLanguageModel
+from bluelm_lightning.components import DiscriminativeRewardModel, LanguageModel, MLPProjector, VisionLanguageModel
 from bluelm_lightning.components.adapters import LowRank
+from bluelm_lightning.data.loader import PackingPlan
+from bluelm_lightning.data.packing import pack
+from bluelm_lightning.data.token_shares import mean_tokens
 from bluelm_lightning.datamodules import PreferenceDataModule, SourceSpec
 from bluelm_lightning.errors import ConfigError, DataError
+from bluelm_lightning.inspection.reading import Reading
 from bluelm_lightning.rl.rewards import RewardModel
 from bluelm_lightning.stages import AdamW, DPOStage, RewardStage
 from bluelm_lightning.types import Sample
@@ -82,6 +88,28 @@ def test_an_answer_that_is_missing_is_skipped_and_named(tmp_path, caplog):
         fit(RewardStage(tiny_vlm()), data_of(tmp_path, Preferences(1, broken=0)), tmp_path, 1)
 
 
+def test_a_pair_that_does_not_fit_is_left_out_and_never_cut(tmp_path, caplog):
+    class Long(Preferences):
+        def __getitem__(self, index: int) -> Sample:
+            times = 30 if index == 1 else 3
+            turns = [{"role": "user", "content": f"which {index}?"}]
+            return Sample(f"p{index}", "prefs", turns, meta={"chosen": "red " * times, "rejected": "blue " * times})
+
+    data = data_of(tmp_path, Long(4), row_tokens=72, overlong="split")
+    data.prepare(RewardStage(tiny_vlm()))
+    loader = data.train_dataloader()
+    for batch in islice(loader, 8):
+        assert batch.sample_ids[0::2] == batch.sample_ids[1::2]
+    assert loader.skipped["prefs"] > 0
+    pair = data.encoder(Long()[1])
+    assert f"skipped sample p1: {len(pair)} tokens, a row holds 72" in caplog.text
+    plan = PackingPlan(72, overlong="split")
+    short = sum(len(data.encoder(Long()[n])) for n in (0, 2, 3))
+    assert mean_tokens(loader.fetcher, 0, plan) == short / 4  # the share of tokens agrees,
+    reading = Reading(data.encoder, row_tokens=72, plan=plan)  # and so does the page of the data
+    assert reading.misfit(list(pair.parts)) == (f"{len(pair)} tokens, a row holds 72", True)
+
+
 def test_a_reward_model_learns_what_is_preferred_and_scores_rollouts(tmp_path):
     stage = RewardStage(tiny_vlm(seed=1), 16, margin=0.1, optimizer=AdamW(lr=3e-3))
     keep = fit(stage, data_of(tmp_path), tmp_path, 40)
@@ -114,6 +142,25 @@ def test_the_gradient_of_dpo_is_that_of_its_definition(tmp_path):
     (0.9 * -F.logsigmoid(ahead) + 0.1 * -F.logsigmoid(-ahead)).mean().backward()
     wanted = {f"vlm.{name}": p.grad for name, p in policy.named_parameters() if p.grad is not None}
     assert all(worst(recorder.taken[0][name], wanted[name], floor=1e-4) < 1e-4 for name in wanted)
+
+
+@pytest.mark.parametrize("kind", [DPOStage, RewardStage])
+def test_a_batch_of_padding_gives_gradients_of_zero(kind):
+    stage = kind(LanguageModel(tiny_decoder()))
+    losses = stage.loss_of(stage.ahead(pack([[]], 32, 0)))
+    assert losses.shape == (0,)
+    losses.sum().backward()
+    gradients = {name: p.grad for name, p in stage.named_parameters() if p.requires_grad}
+    assert [name for name, gradient in gradients.items() if gradient is None] == []  # other processes wait for them
+    assert all(not gradient.any() for gradient in gradients.values())
+
+
+@pytest.mark.parametrize("tied", [False, True])
+def test_a_reward_model_trains_no_output_head_of_its_own(tied):
+    decoder = tiny_decoder(tie_embeddings=tied)
+    RewardStage(LanguageModel(decoder))
+    assert decoder.output_weight.requires_grad == tied
+    assert decoder.model.get_input_embeddings().weight.requires_grad
 
 
 @pytest.mark.parametrize("adapters", [False, True])

@@ -110,6 +110,32 @@ def test_parts_that_do_nothing_go_without_a_trace(build, tmp_path):
     assert str(report).startswith(f"{report.parameters[0]:,} -> {report.parameters[1]:,} parameters")
 
 
+KINDS = {
+    "window": ("qwen2", {"use_sliding_window": True, "sliding_window": 4, "max_window_layers": 2}),
+    "no rotation": ("smollm3", {"no_rope_layers": [1, 1, 0, 0], "use_sliding_window": True, "sliding_window": 4}),
+}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_layers_that_stay_keep_their_kind_of_attention(kind, tmp_path):
+    architecture, more = KINDS[kind]
+    decoder, batch = tiny_decoder(architecture, 1, {**WIDE, **more, "num_hidden_layers": 4}), calibration()[0]
+    with torch.no_grad():
+        for block in decoder.model.model.layers[:2]:  # without a window, and turned by their positions
+            block.self_attn.o_proj.weight.zero_()
+            block.mlp.down_proj.weight.zero_()
+    small, report = prune(decoder.model, PruningPlan(2), activation_importance(LanguageModel(decoder), calibration()))
+    assert report.layers == [2, 3]
+    small.save_pretrained(tmp_path / "small")
+    loaded = CausalDecoder(checkpoint=str(tmp_path / "small"))
+    config = loaded.model.config
+    assert config.layer_types == ["sliding_attention"] * 2
+    assert getattr(config, "max_window_layers", 0) == 0
+    assert getattr(config, "no_rope_layers", [0, 0]) == [0, 0]
+    with torch.no_grad():
+        assert worst(states(loaded, batch), states(decoder, batch)) < 1e-5
+
+
 def test_the_magnitude_of_weights_is_a_baseline():
     decoder = silenced("qwen2")
     _, report = prune(decoder.model, PruningPlan(None, None, 2, 38), magnitude_importance(decoder))
@@ -194,20 +220,27 @@ def test_a_language_model_is_the_decoder_and_refuses_pictures():
         model(pack([[random_doc(20, 1, seed=3)]], 24, 0))
 
 
-def test_the_command_prunes_a_run_on_its_own_data(tmp_path, monkeypatch, capsys, tokenizer_folder):
-    write_shards((Sample(f"t{n}", "text", text=f"the sum is {n} and {n + 1}") for n in range(60)), tmp_path / "text")
-    monkeypatch.chdir(tmp_path)
-    decoder = {"config": {**TINY_LM, **WIDE, "vocab_size": VOCAB}}
+def write_text_run(folder, tokenizer_folder, **more) -> Path:
+    """Sources in ``folder`` and ``text.yaml``, a stage of two steps on them; ``more`` goes to its decoder."""
+    write_shards((Sample(f"t{n}", "text", text=f"the sum is {n} and {n + 1}") for n in range(60)), folder / "text")
+    decoder = {"config": {**TINY_LM, **WIDE, "vocab_size": VOCAB}, **more}
     config = {
         "model": {"class_path": "PretrainStage", "init_args": {"vlm": {"class_path": "LanguageModel", "init_args": {
             "decoder": {"class_path": "CausalDecoder", "init_args": decoder}
         }}}},
         "data": {"class_path": "PretrainDataModule", "init_args": {
-            "tokenizer": str(tokenizer_folder), "sources": [{"path": "text"}], "row_tokens": 64, "num_workers": 0
+            "tokenizer": str(tokenizer_folder), "sources": [{"path": str(folder / "text")}],
+            "row_tokens": 64, "num_workers": 0,
         }},
         "trainer": {"accelerator": "cpu", "max_steps": 2},
     }  # fmt: skip
-    Path("text.yaml").write_text(yaml.safe_dump(config))
+    (folder / "text.yaml").write_text(yaml.safe_dump(config))
+    return folder / "text.yaml"
+
+
+def test_the_command_prunes_a_run_on_its_own_data(tmp_path, monkeypatch, capsys, tokenizer_folder):
+    write_text_run(tmp_path, tokenizer_folder)
+    monkeypatch.chdir(tmp_path)
     assert fit(["--config", "text.yaml", "--run_dir", "teacher"]) == 0
     assert main(["teacher", "--out", "small", "--parameters", "0.5", "--depth", "0.5", "--batches", "2"]) == 0
     told = json.loads(Path("small/pruning.json").read_text())

@@ -7,7 +7,7 @@ bluelm-prune runs/teacher --out decoders/student --layers 24 --width 2048 --grou
 Sizes below 1 are shares of the teacher's.
 
 OUT is an ordinary folder of transformers: name it as ``checkpoint`` of a CausalDecoder. ``pruning.json`` in it says
-what went.
+what went. What low-rank adapters of the run have learned goes into its weights.
 """
 
 from __future__ import annotations
@@ -52,6 +52,7 @@ def run(args: argparse.Namespace) -> Any:
     """Does what the command line says; returns the report."""
     from bluelm_lightning.cli.given import at_least, folder_at
     from bluelm_lightning.cli.load import load_run
+    from bluelm_lightning.components.adapters import absorb
     from bluelm_lightning.components.pruning import (
         activation_importance,
         magnitude_importance,
@@ -70,6 +71,7 @@ def run(args: argparse.Namespace) -> Any:
         raise ConfigError(f"{args.out} is not empty; give another folder", "out")
     stage, data = load_run(args.run)
     decoder: Any = stage.vlm.decoder
+    absorb(decoder)
     config = decoder.model.config
     plan = plan_of(config, sizes) if args.parameters is None else plan_for(config, args.parameters, args.depth)
     if args.importance == "magnitude":

@@ -6,6 +6,7 @@ reference: :func:`switched_off` is the reference.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -98,6 +99,23 @@ def merged_state(model: nn.Module) -> dict[str, Tensor]:
         for layer in layers:
             layer.unmerge()
     return {key.replace(_BASE, "."): value for key, value in state.items()}
+
+
+def absorb(model: nn.Module) -> None:
+    """The adapters' updates become part of the weights, in place: ``model`` is one without adapters afterwards.
+
+    Raises:
+        ConfigError: an adapter is on a layer whose weight another layer shares, which would change with it.
+    """
+    names = {part: name for name, part in model.named_modules()}
+    uses = Counter(id(parameter) for _, parameter in model.named_parameters(remove_duplicate=False))
+    for layer in layers_of(model):
+        if uses[id(layer.base_layer.weight)] > 1:
+            fix = "untie the embeddings, or train without this target"
+            raise ConfigError(f"the weight of {names[layer]} is shared, its adapter is not; {fix}", "adapters")
+    for layer in layers_of(model):
+        layer.merge()
+        model.set_submodule(names[layer], layer.get_base_layer())
 
 
 def adopt_plain(own: dict[str, Tensor], state: dict[str, Tensor]) -> dict[str, Tensor]:

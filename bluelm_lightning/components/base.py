@@ -130,6 +130,10 @@ class Decoder(Component):
     def output_weight(self) -> Tensor:
         raise TypeError(f"{type(self).__name__} must define output_weight")
 
+    def head_parameters(self) -> list[nn.Parameter]:
+        """Those that logits alone need: of an output head that is not tied to the input embedding. Default: none."""
+        return []
+
     def cache_shape(self) -> tuple[int, int, int]:
         """(layers, key-value heads, head width) of the key-value cache."""
         raise TypeError(f"{type(self).__name__} must define cache_shape()")

@@ -81,6 +81,10 @@ class CausalDecoder(Decoder):
     def output_weight(self) -> Tensor:
         return self.model.get_output_embeddings().weight
 
+    def head_parameters(self) -> list[nn.Parameter]:
+        shared = {id(parameter) for parameter in self.model.get_input_embeddings().parameters()}
+        return [p for p in self.model.get_output_embeddings().parameters() if id(p) not in shared]
+
     def embed(self, ids: Tensor) -> Tensor:
         return self.model.get_input_embeddings()(ids)
 

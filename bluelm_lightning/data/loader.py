@@ -37,7 +37,7 @@ class PackingPlan:
         row_tokens: tokens of a row.
         rows: rows of a batch.
         max_tiles: most tiles in a batch; ``None`` = no bound.
-        overlong: ``skip`` reports and leaves out, ``split`` cuts texts without pictures, ``error`` stops.
+        overlong: ``skip`` reports and leaves out, ``split`` cuts texts without pictures and no pairs, ``error`` stops.
         lookahead: samples are chosen from about this many batches' worth.
         balance: batches of even numbers of tiles, see ``data/balance.py``; it looks further ahead.
     """
@@ -227,7 +227,7 @@ class PackedLoader:
             if reason is None:
                 self._consecutive = 0
                 return [_Pending(ref, 0, item, plan.row_tokens)]
-            if plan.overlong == "split" and not len(item.tiles):
+            if is_cut(item, plan):
                 self._consecutive = 0
                 pieces = enumerate(split_text(item, plan.row_tokens))
                 return [_Pending(ref, n, doc, plan.row_tokens) for n, doc in pieces]
@@ -249,3 +249,8 @@ def misfit(doc: Encoded, plan: PackingPlan) -> str | None:
     if plan.max_tiles is not None and len(doc.tiles) > plan.max_tiles:
         return f"{len(doc.tiles)} tiles, a batch holds {plan.max_tiles}"
     return None
+
+
+def is_cut(doc: Encoded, plan: PackingPlan) -> bool:
+    """Whether a document that does not fit is cut into pieces: a text without pictures, and no pair of answers."""
+    return plan.overlong == "split" and not len(doc.tiles) and len(parts_of(doc)) == 1

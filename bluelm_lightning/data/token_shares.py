@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from bluelm_lightning.data.fetch import SampleFetcher
-from bluelm_lightning.data.loader import PackingPlan, misfit
+from bluelm_lightning.data.loader import PackingPlan, is_cut, misfit
 from bluelm_lightning.types import Encoded, Ref
 
 MEASURED = 64  # samples of each source, evenly over it
@@ -34,5 +34,4 @@ def mean_tokens(fetcher: SampleFetcher, number: int, plan: PackingPlan | None = 
 
 
 def _stays(item: Encoded, plan: PackingPlan | None) -> bool:
-    cut = plan is not None and plan.overlong == "split" and not len(item.tiles)
-    return plan is None or cut or misfit(item, plan) is None
+    return plan is None or is_cut(item, plan) or misfit(item, plan) is None

@@ -11,7 +11,7 @@ class PreferenceDataModule(MultimodalDataModule):
     """Packs pairs side by side: documents 2i and 2i + 1 of a batch are the preferred and the other answer.
 
     A record holds ``messages`` up to the question, ``chosen`` and ``rejected``; see `data.pairs`. All else as in the
-    base class; a pair must fit a row.
+    base class; a pair must fit a row: one that does not is left out and reported, also with ``overlong="split"``.
     """
 
     def prepare(self, model: StageModel) -> None:

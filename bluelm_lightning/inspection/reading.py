@@ -75,7 +75,7 @@ class Reading:
             return "", False
         if self.row_tokens is not None and tokens > self.row_tokens:
             reason = f"{tokens} tokens, a row holds {self.row_tokens}"
-            if plan is None or (plan.overlong == "split" and not tiles):
+            if plan is None or (plan.overlong == "split" and not tiles and len(documents) == 1):  # a pair is not cut
                 return reason + "; the text is cut" * (plan is not None), False
         elif plan is not None and plan.max_tiles is not None and tiles > plan.max_tiles:
             reason = f"{tiles} tiles, a batch holds {plan.max_tiles}"

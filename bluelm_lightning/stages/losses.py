@@ -80,6 +80,8 @@ def linear_cross_entropy(
 def linear_token_losses(hidden: Tensor, weight: Tensor, labels: Tensor, chunk_rows: int | None = None) -> Tensor:
     """Loss of each position, float32[M], differentiable: what a loss over whole documents is made of.
 
+    Also of no position: a process with padding only takes part in the backward pass, or the others would wait for it.
+
     Args:
         hidden: float[M, D].
         weight: float[V, D], the output head.
@@ -87,12 +89,12 @@ def linear_token_losses(hidden: Tensor, weight: Tensor, labels: Tensor, chunk_ro
         chunk_rows: positions whose logits are held at a time (recomputed in the backward pass); default: 64 MiB.
     """
     rows = chunk_rows or max(1, _CHUNK_BYTES // (4 * weight.shape[0]))
-    parts = [slice(start, start + rows) for start in range(0, len(labels), rows)]
-    if len(parts) <= 1 or not torch.is_grad_enabled():
+    parts = [slice(start, start + rows) for start in range(0, max(len(labels), 1), rows)]
+    if len(parts) == 1 or not torch.is_grad_enabled():
         losses = [_token_losses(hidden[part], weight, labels[part]) for part in parts]
     else:
         losses = [checkpoint(_token_losses, hidden[p], weight, labels[p], use_reentrant=False) for p in parts]  # type: ignore[misc]
-    return torch.cat(losses) if losses else hidden.new_zeros(0, dtype=torch.float32)
+    return torch.cat(losses)
 
 
 def _token_losses(hidden: Tensor, weight: Tensor, labels: Tensor) -> Tensor:

@@ -58,7 +58,8 @@ class PreferenceStage(Stage):
 class RewardStage(PreferenceStage):
     """Trains a discriminative reward model: Bradley-Terry, ``-log sigmoid(chosen - rejected - margin)``.
 
-    Its checkpoint is what :class:`bluelm_lightning.rl.rewards.RewardModel` takes as ``weights``.
+    Its checkpoint is what :class:`bluelm_lightning.rl.rewards.RewardModel` takes as ``weights``. No score passes
+    through the decoder's output head: it is frozen, unless it is tied to the input embedding.
     Source: the report guards safety by a discriminative reward model; the loss is the field's (Ouyang et al. 2022).
 
     Args:
@@ -83,6 +84,8 @@ class RewardStage(PreferenceStage):
             raise ConfigError(f"{margin} is negative", "model.margin")
         self.head, self.margin = ValueHead(vlm.decoder.width, hidden_dim), margin
         self._freeze(frozen or [])
+        for parameter in vlm.decoder.head_parameters():  # processes would wait for gradients that never come
+            parameter.requires_grad_(False)
 
     def ahead(self, batch: PackedBatch) -> Tensor:
         scores = self.head(last_states(self.vlm(batch), batch))

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from bluelm_lightning.components.adapters import layers_of
 from bluelm_lightning.components.base import Decoder
 from bluelm_lightning.components.vlm import VisionLanguageModel
 from bluelm_lightning.errors import ConfigError
@@ -36,8 +37,10 @@ def blocks_of(model: nn.Module) -> list[Any]:
     """The layers of a Llama-like model of transformers.
 
     Raises:
-        ConfigError: the model has another build.
+        ConfigError: the model has another build, or low-rank adapters.
     """
+    if layers_of(model):
+        raise ConfigError("the model has low-rank adapters; call components.adapters.absorb on it first", "pruning")
     layers: Any = getattr(getattr(model, "model", None), "layers", None)
     wanted = ("self_attn.q_proj", "self_attn.o_proj", "mlp.gate_proj", "mlp.down_proj", "input_layernorm")
     if layers is None or any(not _has(layers[0], name) for name in wanted):

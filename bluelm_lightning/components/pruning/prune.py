@@ -61,7 +61,7 @@ def prune(model: Any, plan: PruningPlan, importance: Importance) -> tuple[nn.Mod
     channels = _top(importance.channels, sizes["hidden_size"])
     groups = [_top(importance.groups[n], sizes["num_key_value_heads"]) for n in layers.tolist()]
     neurons = [_top(importance.neurons[n], sizes["intermediate_size"]) for n in layers.tolist()]
-    small = _build(config, sizes)
+    small = _build(config, sizes, layers.tolist())
     state = model.state_dict()
     new = {}
     for name in small.state_dict():
@@ -78,7 +78,7 @@ def prune(model: Any, plan: PruningPlan, importance: Importance) -> tuple[nn.Mod
     return small, report
 
 
-def _build(config: Any, sizes: dict[str, int]) -> Any:
+def _build(config: Any, sizes: dict[str, int], kept: list[int]) -> Any:
     from transformers import AutoModelForCausalLM
 
     new = copy.deepcopy(config)
@@ -86,8 +86,13 @@ def _build(config: Any, sizes: dict[str, int]) -> Any:
     new.head_dim = head_dim(config)  # no longer width / heads
     for key, value in {**sizes, "num_attention_heads": share * sizes["num_key_value_heads"]}.items():
         setattr(new, key, value)
-    if getattr(new, "layer_types", None):
-        new.layer_types = new.layer_types[: sizes["num_hidden_layers"]]
+    for key in ("layer_types", "no_rope_layers"):  # lists with an entry a layer
+        if getattr(config, key, None):
+            setattr(new, key, [getattr(config, key)[n] for n in kept])
+    if hasattr(config, "max_window_layers") and getattr(
+        new, "layer_types", None
+    ):  # Qwen: what readers without layer_types go by
+        new.max_window_layers = [*new.layer_types, "sliding_attention"].index("sliding_attention")
     return AutoModelForCausalLM.from_config(new, attn_implementation=register_attention())
 
 
