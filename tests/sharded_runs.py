@@ -24,7 +24,14 @@ STEPS = 5
 
 
 class Shares(L.LightningDataModule):
-    """Rank 0 sees documents 0 and 2, which hold all pictures; rank 1 sees 1 and 3, without a picture."""
+    """Rank 0 sees documents 0 and 2, which hold all pictures; rank 1 sees 1 and 3, without a picture.
+
+    Of held-out pairs rank 1 sees none at all.
+    """
+
+    def __init__(self, pairs: bool) -> None:
+        super().__init__()
+        self.pairs = pairs
 
     def train_dataloader(self):
         rank, world = self.trainer.global_rank, self.trainer.world_size
@@ -35,6 +42,8 @@ class Shares(L.LightningDataModule):
         return loader([pack(mine, 64, 0)] * STEPS)
 
     def val_dataloader(self):
+        if self.pairs and self.trainer.global_rank == 1:
+            return loader([pack([[]], 64, 0)] * STEPS)
         return self.train_dataloader()
 
 
@@ -126,9 +135,10 @@ def run(name: str) -> None:
         path = FOLDER / f"{scenario}-{resumed.removeprefix('from_')}-{PROCESSES}.mid.ckpt"
     stage = MADE[scenario]()
     options: dict = {"callbacks": [keep], "max_epochs": 1, "num_sanity_val_steps": 0, "val_check_interval": 2}
+    data = Shares("pairs" in name)
     if path is not None:
         options["limit_train_batches"] = STEPS
-    trainer_of(FOLDER, **options, **strategy()).fit(stage, datamodule=Shares(), ckpt_path=path, weights_only=True)
+    trainer_of(FOLDER, **options, **strategy()).fit(stage, datamodule=data, ckpt_path=path, weights_only=True)
 
 
 if __name__ == "__main__":

@@ -48,10 +48,11 @@ class PreferenceStage(Stage):
         self._log_pairs(self.loss_of(ahead), ahead, "val")
 
     def _log_pairs(self, losses: Tensor, ahead: Tensor, phase: str) -> None:
-        if not len(losses):
+        if not len(losses) and (phase == "train" or self.trainer.world_size == 1):
             return
-        means = {"loss": losses, "accuracy": (ahead > 0).float(), "ahead": ahead}
-        values = {f"{phase}/{name}": value.detach().mean() for name, value in means.items()}
+        # a process without pairs still takes part in the mean over processes, or the others would wait for it
+        columns = {"loss": losses, "accuracy": (ahead > 0).float(), "ahead": ahead}
+        values = {f"{phase}/{name}": value.detach().sum() / max(len(losses), 1) for name, value in columns.items()}
         self.log_dict(values, batch_size=len(losses), sync_dist=phase == "val")
 
 
