@@ -10,6 +10,7 @@ from tiny import random_doc, tiny_vlm, worst
 from bluelm_lightning.data.packing import pack
 from bluelm_lightning.errors import ConfigError, DataError
 from bluelm_lightning.stages import DistillPlan, DistillStage, write_cache
+from bluelm_lightning.stages.distill_losses import distillation_loss
 from bluelm_lightning.types import IGNORE
 
 TEACHER = tiny_vlm(seed=7)
@@ -48,6 +49,18 @@ def test_the_same_tokens_with_other_places_labelled_are_another_document(tmp_pat
     stage = written(tmp_path / "c", TEXT, cut)
     assert len(stage.cache) == 2
     assert differs(stage, cut, TEXT) < 1e-4
+
+
+def test_a_batch_of_padding_alone_has_a_loss_of_zero_with_gradients(tmp_path):
+    stage = written(tmp_path / "c", TEXT, plan=DistillPlan(top_k=4))
+    batch = pack([[]], 32, 0)
+    tokens, values = stage._from_cache(batch)(slice(0, 8))
+    assert (tokens.shape, tokens.dtype, values.shape, values.dtype) == ((0, 4), torch.int64, (0, 4), torch.float32)
+    weight, (hidden, labels, _) = stage.vlm.decoder.output_weight, stage.labelled(batch)
+    loss, _, _ = distillation_loss(hidden, weight, labels, stage._from_cache(batch), stage.plan, 1.0)
+    loss.backward()
+    assert float(loss) == 0
+    assert all(not p.grad.any() for p in stage.vlm.decoder.parameters())
 
 
 def test_a_count_of_rows_that_is_not_the_count_of_places_names_the_sample(tmp_path):

@@ -132,7 +132,8 @@ class DistillStage(Stage):
 
     def _from_cache(self, batch: PackedBatch) -> Callable[[slice], tuple[Tensor, Tensor]]:
         assert self.cache is not None
-        found = [self._rows(document) for document in documents(batch)]
+        none = torch.empty(0, self.cache.top_k)  # a process without documents left gets a batch of padding
+        found = [(none.long(), none), *(self._rows(document) for document in documents(batch))]
         tokens, values = (torch.cat(parts).to(batch.ids.device) for parts in zip(*found))
         return lambda part: (tokens[part], values[part])
 
