@@ -1,5 +1,7 @@
 """Distillation: divergences by their definition, a live teacher and its cache alike, and a student that learns."""
 
+import json
+
 import lightning as L
 import pytest
 import torch
@@ -13,6 +15,7 @@ from bluelm_lightning.generation.teacher_cache import TeacherCache, TeacherCache
 from bluelm_lightning.stages import AdamW, DistillPlan, DistillStage, write_cache
 from bluelm_lightning.stages.distill_losses import distillation_loss, divergence, teacher_distribution
 
+BEGUN = {"format": 2, "top_k": 2, "temperature": 1.0, "vocab_size": 9}
 DOCS = [random_doc(20, 1, 1), random_doc(12, 0, 2, labelled=0.5), random_doc(24, 2, 3), random_doc(9, 0, 4)]
 
 
@@ -134,7 +137,7 @@ def test_what_does_not_fit_is_refused(tmp_path):
     with pytest.raises(ConfigError, match=r"temperature 1\.0, the plan says 2\.0"):
         DistillStage(tiny_vlm(), cache=str(tmp_path / "c"), plan=DistillPlan(temperature=2.0))
     with pytest.raises(ConfigError, match="holds a cache already"):
-        TeacherCacheWriter(tmp_path / "c", 4, 1.0)
+        TeacherCacheWriter(tmp_path / "c", 4, 1.0, 9)
     cache = TeacherCache(tmp_path / "c")
     assert len(cache) == 2
     with pytest.raises(DataError, match="sample x: is not in the cache"):
@@ -146,7 +149,7 @@ def test_what_does_not_fit_is_refused(tmp_path):
 
 def test_an_unfinished_cache_is_refused_and_goes_on_with_the_same_settings(tmp_path):
     def write(number, settings=None, stop=False):
-        with TeacherCacheWriter(tmp_path / "c", 2, 1.0, settings, part_bytes=1) as writer:
+        with TeacherCacheWriter(tmp_path / "c", 2, 1.0, 9, settings, part_bytes=1) as writer:
             reached = writer.reached
             writer.add(str(number), torch.zeros(3, 2, dtype=torch.long), torch.zeros(3, 2))
             writer.commit(number)
@@ -161,14 +164,12 @@ def test_an_unfinished_cache_is_refused_and_goes_on_with_the_same_settings(tmp_p
     with pytest.raises(ConfigError, match=r'begun otherwise: data was null and is \["a"\]'):
         write(1, {"data": ["a"]})
     with pytest.raises(ConfigError, match="is not empty and holds no cache"):
-        TeacherCacheWriter(tmp_path, 2, 1.0)
+        TeacherCacheWriter(tmp_path, 2, 1.0, 9)
     assert write(1) == 0
     assert len(TeacherCache(tmp_path / "c")) == 2
-    (tmp_path / "c/begun.json").write_text(
-        '{"format": 2, "top_k": 2, "temperature": 1.0}'
-    )  # killed just before the end
+    (tmp_path / "c/begun.json").write_text(json.dumps(BEGUN))  # killed just before the end
     told = (tmp_path / "c/manifest.json").read_bytes()
     (tmp_path / "c/manifest.json").unlink()
-    with TeacherCacheWriter(tmp_path / "c", 2, 1.0) as writer:
+    with TeacherCacheWriter(tmp_path / "c", 2, 1.0, 9) as writer:
         assert writer.reached == 1
     assert (tmp_path / "c/manifest.json").read_bytes() == told

@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from tiny import random_doc, tiny_vlm, worst
+from tiny import VOCAB, random_doc, tiny_vlm, worst
 
 from bluelm_lightning.data.packing import pack
 from bluelm_lightning.errors import ConfigError, DataError
@@ -83,3 +83,15 @@ def test_a_cache_of_an_older_format_is_refused(tmp_path):
     manifest.write_text(json.dumps(told))
     with pytest.raises(ConfigError, match="is of format 1, read is 2; write it again with bluelm-cache"):
         DistillStage(tiny_vlm(seed=1), cache=str(tmp_path / "c"))
+
+
+def test_a_cache_of_another_vocabulary_is_refused(tmp_path):
+    write_cache(tiny_vlm(vocab_size=VOCAB + 64), [pack([[TEXT]], 40, 0)], tmp_path / "c", DistillPlan(top_k=4))
+    with pytest.raises(ConfigError, match=rf"model\.cache.* {VOCAB + 64} rows, the student's {VOCAB}; give both"):
+        DistillStage(tiny_vlm(), cache=str(tmp_path / "c"))
+
+
+def test_more_tokens_than_the_vocabulary_are_the_vocabulary(tmp_path):
+    stage = written(tmp_path / "c", TEXT, plan=DistillPlan(top_k=VOCAB + 10))
+    assert stage.cache.top_k == VOCAB
+    assert differs(stage, TEXT) < 1e-4

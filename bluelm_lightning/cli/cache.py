@@ -74,7 +74,8 @@ def run(args: argparse.Namespace, options: Sequence[str] = ()) -> str:
     loader, total = _loader(data), args.batches or _batches(settings.get("trainer") or {})
     told = {"teacher": _fingerprint(teacher), "data": data.state_dict()["identity"], "batches": total}
     top_k = min(plan.top_k or teacher.vocab_size, teacher.vocab_size)
-    with TeacherCacheWriter(args.out, top_k, plan.temperature, told, int(args.part_mb * 2**20)) as writer:
+    size = int(args.part_mb * 2**20)
+    with TeacherCacheWriter(args.out, top_k, plan.temperature, teacher.vocab_size, told, size) as writer:
         _write(writer, loader, total, teacher, plan)
     return (
         f"{len(writer.seen):,} documents, {writer.positions:,} positions x {top_k} tokens in {args.out}\n"

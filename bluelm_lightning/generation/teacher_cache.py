@@ -50,6 +50,7 @@ class TeacherCacheWriter:
         folder: must not hold a finished cache, nor one begun with other settings.
         top_k: tokens a position.
         temperature: of the log-probabilities.
+        vocab_size: of the teacher.
         settings: what else the content depends on; JSON.
         part_bytes: size from which a part is written.
 
@@ -66,11 +67,13 @@ class TeacherCacheWriter:
         folder: str | Path,
         top_k: int,
         temperature: float,
+        vocab_size: int,
         settings: dict[str, Any] | None = None,
         part_bytes: int = _PART_BYTES,
     ) -> None:
         self.folder, self.part_bytes = Path(folder), part_bytes
-        self.told: dict[str, Any] = {"format": FORMAT, "top_k": top_k, "temperature": temperature, **(settings or {})}
+        self.told: dict[str, Any] = {"format": FORMAT, "top_k": top_k, "temperature": temperature}
+        self.told |= {"vocab_size": vocab_size, **(settings or {})}
         self.told = json.loads(json.dumps(self.told))  # as it will be read
         refuse_finished(self.folder)
         self.parts = self.positions = 0
@@ -175,6 +178,7 @@ class TeacherCache:
                 f"{folder} is of format {written}, read is {FORMAT}; write it again with bluelm-cache", "model.cache"
             )
         self.top_k, self.temperature = int(told["top_k"]), float(told["temperature"])
+        self.vocab_size = int(told["vocab_size"])
         self._files: dict[str, tuple[Any, int, int]] = {}
         for path in sorted(self.folder.glob("part-*.json")):
             data = np.memmap(path.with_suffix(".bin"), dtype=np.uint8, mode="r")

@@ -71,11 +71,13 @@ class DistillStage(Stage):
         self._freeze([*(frozen or [])])
 
     def _check(self) -> None:
-        if self.teacher is not None and self.teacher.vocab_size != self.vocab_size:
+        theirs = self.teacher if self.cache is None else self.cache
+        assert theirs is not None
+        if theirs.vocab_size != self.vocab_size:
             raise ConfigError(
-                f"the teacher's vocabulary has {self.teacher.vocab_size} rows, the student's {self.vocab_size}; "
+                f"the teacher's vocabulary has {theirs.vocab_size} rows, the student's {self.vocab_size}; "
                 "give both the same vocab_size",
-                "model.teacher.decoder.vocab_size",
+                "model.teacher.decoder.vocab_size" if self.cache is None else "model.cache",
             )
         if self.cache is not None and self.cache.temperature != self.plan.temperature:
             raise ConfigError(
@@ -195,7 +197,8 @@ def write_cache(
         folder: see :class:`TeacherCacheWriter`.
         plan: top_k and temperature.
     """
-    with TeacherCacheWriter(folder, plan.top_k or teacher.vocab_size, plan.temperature) as writer:
+    top_k = min(plan.top_k or teacher.vocab_size, teacher.vocab_size)
+    with TeacherCacheWriter(folder, top_k, plan.temperature, teacher.vocab_size) as writer:
         for batch in batches:
             cache_batch(writer, teacher, batch, plan)
             writer.commit()
