@@ -42,6 +42,26 @@ def test_divergences_by_their_definition(temperature):
         assert float(found) == pytest.approx(temperature**2 * wanted, rel=1e-4)
 
 
+@pytest.mark.parametrize("gap", [4.0, 14.0, 18.0, 25.0])
+@pytest.mark.parametrize("kind", ["forward", "reverse"])
+def test_a_sure_student_has_the_value_and_gradient_of_float64(kind, gap):
+    plan = DistillPlan(kind, 1.0, top_k=2)
+    student, teacher = torch.zeros(1, 1000), torch.zeros(1, 1000)
+    student[0, 0], teacher[0, 0], teacher[0, 1] = gap + torch.tensor(1000.0).log(), 7.0, 2.0
+
+    def merged(logits):
+        p = logits.double().softmax(-1)[0]
+        return torch.stack([p[0], p[1], p[2:].sum()])
+
+    mine, exact = (student.to(dtype).requires_grad_() for dtype in (torch.float32, torch.float64))
+    q, p = merged(exact), merged(teacher)
+    wanted = (p * (p / q).log()).sum() if kind == "forward" else (q * (q / p).log()).sum()
+    found = divergence(mine, *teacher_distribution(teacher, plan), plan)[0]
+    (want,), (have,) = torch.autograd.grad(wanted, exact), torch.autograd.grad(found, mine)
+    assert found.item() == pytest.approx(wanted.item(), rel=1e-5)  # worst case 4e-6, of the rest of the teacher
+    assert worst(have, want.float(), floor=1e-3) < 1e-4  # worst case 5e-5
+
+
 @pytest.mark.parametrize("plan", [DistillPlan(), DistillPlan("reverse", 2.0, 5, 0.7)])
 def test_the_chunked_loss_is_the_whole_one(plan):
     generator = torch.Generator().manual_seed(0)
