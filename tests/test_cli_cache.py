@@ -11,7 +11,8 @@ import yaml
 from cli_project import fit, losses, stage, write_project
 from tiny import tiny_vlm
 
-from bluelm_lightning.cli.cache import main
+import bluelm_lightning
+from bluelm_lightning.cli.cache import MOVING, main
 
 PARTS = ["--part-mb", "0.1"]
 
@@ -79,15 +80,29 @@ def test_a_run_finds_all_its_documents_in_the_cache(project, whole):
     assert len(losses(project / "cached")) == 24  # a second round of the samples with other traces
 
 
+def test_each_command_that_is_shown_names_a_yaml_that_a_cache_can_follow():
+    root = Path(bluelm_lightning.__file__).parent
+    places = [root.parent / "README.md", root / "cli/cache.py", *root.glob("configs/**/*.yaml")]
+    shown = {name for place in places for name in re.findall(r"bluelm-cache (\S+\.yaml)", place.read_text())}
+    assert shown
+    for name in shown:
+        settings = yaml.safe_load((root / "configs" / name).read_text())
+        assert settings["model"]["class_path"] == "DistillStage"
+        names = [callback["class_path"] for callback in settings["trainer"].get("callbacks", [])]
+        assert not set(names) & set(MOVING)
+
+
 def test_what_is_wrong_is_said_in_one_line(project, whole, capsys):
     sft, here = project / "sft.yaml", str(project / "stage.yaml")
     sft.write_text(yaml.safe_dump(stage(project)))
     phases = "--trainer.callbacks=[{class_path: LengthSchedule, init_args: {phases: [{step: 0, row_tokens: 64}]}}]"
+    resampled = "--trainer.callbacks=[{class_path: KeyDataResampling, init_args: {policy: LearningProgress}}]"
     mistakes = {
         f"model.teacher: {sft} has none; give the YAML of a distillation": [str(sft), "--out", "x"],
         "holds a cache already": [here, "--out", str(whole)],
         "no-such.yaml does not exist": ["no-such.yaml", "--out", "x"],
         "holds no config.yaml": [str(whole), "--out", "x"],
+        "KeyDataResampling moves the documents": [here, "--out", "x", resampled],
         "LengthSchedule moves the documents": [here, "--out", "x", phases],
         "--batches: -3 is below 1": [here, "--out", "x", "--batches", "-3"],
         "--batches: 0 is below 1": [here, "--out", "x", "--batches", "0"],

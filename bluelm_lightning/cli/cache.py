@@ -1,11 +1,12 @@
 """bluelm-cache: the teacher's likeliest tokens for the documents of a run, written once, read by any number of runs.
 
-bluelm-cache tiny/distill.yaml --out caches/teacher --k 64
-bluelm-fit --config tiny/distill.yaml --model.teacher=null --model.teacher_weights=null --model.cache=caches/teacher
+bluelm-cache tiny/distill_decay.yaml --out caches/big --k 64
+bluelm-fit --config tiny/distill_decay.yaml --model.teacher=null --model.teacher_weights=null --model.cache=caches/big
 
 TARGET is the YAML of a distillation (file or packaged name), whose teacher and data are taken, or a folder that
 bluelm-fit wrote, whose model then is the teacher (of a distillation: its teacher). Options of bluelm-fit,
 --data.seed=1, change the settings of a YAML. The same command goes on after a kill.
+Callbacks that change the data with the step are refused.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:  # `--help` needs none of it
     from bluelm_lightning.generation.teacher_cache import TeacherCacheWriter
 
-MOVING = ("LengthSchedule", "ShareSchedule")
+MOVING = ("LengthSchedule", "ShareSchedule", "KeyDataResampling")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
