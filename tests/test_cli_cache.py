@@ -74,10 +74,12 @@ def test_killed_within_a_part_it_goes_on_and_writes_the_same_bytes(project, whol
     assert len(files(whole)) > len(names)
 
 
-def test_a_run_finds_all_its_documents_in_the_cache(project, whole):
+def test_a_run_finds_all_its_documents_in_the_cache_and_is_no_teacher(project, whole, capsys):
     from_cache = ["--model.teacher=null", "--model.teacher_weights=null", f"--model.cache={whole}"]
     assert fit(project, "--run_dir", str(project / "cached"), *from_cache) == 0
     assert len(losses(project / "cached")) == 24  # a second round of the samples with other traces
+    assert main([str(project / "cached"), "--out", str(project / "of the student")]) == 2
+    assert "cached learnt from a cache, its teacher is not there; give its YAML with" in capsys.readouterr().err
 
 
 def test_each_command_that_is_shown_names_a_yaml_that_a_cache_can_follow():

@@ -4,7 +4,7 @@ bluelm-cache tiny/distill_decay.yaml --out caches/big --k 64
 bluelm-fit --config tiny/distill_decay.yaml --model.teacher=null --model.teacher_weights=null --model.cache=caches/big
 
 TARGET is the YAML of a distillation (file or packaged name), whose teacher and data are taken, or a folder that
-bluelm-fit wrote, whose model then is the teacher (of a distillation: its teacher). Options of bluelm-fit,
+bluelm-fit wrote, whose model then is the teacher (of a distillation: its live teacher). Options of bluelm-fit,
 --data.seed=1, change the settings of a YAML. The same command goes on after a kill.
 Callbacks that change the data with the step are refused.
 """
@@ -94,6 +94,9 @@ def _opened(target: str, options: Sequence[str]) -> tuple[dict[str, Any], Any, A
         if options:
             raise ConfigError(f"{options[0]} goes with a YAML; a run's settings stay as they are", "bluelm-cache")
         stage, data = load_run(target)
+        if getattr(stage, "cache", None) is not None:
+            what = f"{target} learnt from a cache, its teacher is not there"
+            raise ConfigError(f"{what}; give its YAML with the teacher, or the teacher's run", "model.cache")
         settings = read_config(Path(target) / "config.yaml")
     else:
         settings, stage, data = built(["--config", target, *options])
