@@ -3,16 +3,22 @@
 import re
 import subprocess
 import sys
+from itertools import islice
 from pathlib import Path
+from random import Random
+from types import SimpleNamespace
 
 import pytest
 import torch
 import yaml
 from cli_project import fit, losses, stage, write_project
-from tiny import tiny_vlm
+from tiny import random_doc, tiny_vlm
 
 import bluelm_lightning
-from bluelm_lightning.cli.cache import MOVING, main
+from bluelm_lightning.cli.cache import MOVING, _batches, _devices, _write, main
+from bluelm_lightning.data.loader import PackedLoader, PackingPlan
+from bluelm_lightning.data.mixture import Mixture
+from bluelm_lightning.errors import ConfigError
 
 PARTS = ["--part-mb", "0.1"]
 
@@ -92,6 +98,37 @@ def test_each_command_that_is_shown_names_a_yaml_that_a_cache_can_follow():
         assert settings["model"]["class_path"] == "DistillStage"
         names = [callback["class_path"] for callback in settings["trainer"].get("callbacks", [])]
         assert not set(names) & set(MOVING)
+
+
+def test_devices_are_counted_as_the_trainer_counts_them():
+    counts = {"4": 4, "0,1": 2, "0,": 1}
+    assert {devices: _devices(devices, "cuda") for devices in counts} == counts
+    assert [_devices(devices, "cuda") for devices in ([0, 1], (3,), 8)] == [2, 1, 8]
+    assert [_devices(devices, "cpu") for devices in ("auto", None, 2)] == [1, 1, 2]
+    assert _batches({"max_steps": 5, "accumulate_grad_batches": 3, "devices": "4", "num_nodes": 2}) == (8, 15)
+    for devices in ("auto", None, -1, "-1", []):
+        with pytest.raises(ConfigError, match=r"trainer\.devices: .* depends on the machine; .* --batches"):
+            _devices(devices, "auto")
+
+
+class Uneven:
+    """A fetcher of documents of 4 or of 60 tokens."""
+
+    def __getitem__(self, refs):
+        return [random_doc((4, 60)[Random(30_000 + ref.index).random() < 0.5], 0, ref.index) for ref in refs]
+
+
+def uneven(rank=0, world=1):
+    return PackedLoader(Uneven(), Mixture([4000]), PackingPlan(64), 0, rank=rank, world_size=world)
+
+
+def test_all_that_each_process_reads_is_read():
+    """The one with more short documents comes further in the sources than four batches more of each would reach."""
+    seen: set = set()
+    writer = SimpleNamespace(reached=None, positions=0, commit=lambda reached: None)
+    _write(writer, uneven(), 3, 300, lambda batch: seen.update(batch.refs))
+    for rank in range(3):
+        assert all(seen >= set(batch.refs) for batch in islice(uneven(rank, 3), 300))
 
 
 def test_what_is_wrong_is_said_in_one_line(project, whole, capsys):
