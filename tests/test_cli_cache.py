@@ -3,15 +3,22 @@
 import re
 import subprocess
 import sys
+from itertools import islice
 from pathlib import Path
+from random import Random
+from types import SimpleNamespace
 
 import pytest
 import torch
 import yaml
 from cli_project import fit, losses, stage, write_project
-from tiny import tiny_vlm
+from tiny import random_doc, tiny_vlm
 
-from bluelm_lightning.cli.cache import main
+import bluelm_lightning
+from bluelm_lightning.cli.cache import MOVING, _batches, _devices, _write, main
+from bluelm_lightning.data.loader import PackedLoader, PackingPlan
+from bluelm_lightning.data.mixture import Mixture
+from bluelm_lightning.errors import ConfigError
 
 PARTS = ["--part-mb", "0.1"]
 
@@ -73,21 +80,68 @@ def test_killed_within_a_part_it_goes_on_and_writes_the_same_bytes(project, whol
     assert len(files(whole)) > len(names)
 
 
-def test_a_run_finds_all_its_documents_in_the_cache(project, whole):
+def test_a_run_finds_all_its_documents_in_the_cache_and_is_no_teacher(project, whole, capsys):
     from_cache = ["--model.teacher=null", "--model.teacher_weights=null", f"--model.cache={whole}"]
     assert fit(project, "--run_dir", str(project / "cached"), *from_cache) == 0
     assert len(losses(project / "cached")) == 24  # a second round of the samples with other traces
+    assert main([str(project / "cached"), "--out", str(project / "of the student")]) == 2
+    assert "cached learnt from a cache, its teacher is not there; give its YAML with" in capsys.readouterr().err
+
+
+def test_each_command_that_is_shown_names_a_yaml_that_a_cache_can_follow():
+    root = Path(bluelm_lightning.__file__).parent
+    places = [root.parent / "README.md", root / "cli/cache.py", *root.glob("configs/**/*.yaml")]
+    shown = {name for place in places for name in re.findall(r"bluelm-cache (\S+\.yaml)", place.read_text())}
+    assert shown
+    for name in shown:
+        settings = yaml.safe_load((root / "configs" / name).read_text())
+        assert settings["model"]["class_path"] == "DistillStage"
+        names = [callback["class_path"] for callback in settings["trainer"].get("callbacks", [])]
+        assert not set(names) & set(MOVING)
+
+
+def test_devices_are_counted_as_the_trainer_counts_them():
+    counts = {"4": 4, "0,1": 2, "0,": 1}
+    assert {devices: _devices(devices, "cuda") for devices in counts} == counts
+    assert [_devices(devices, "cuda") for devices in ([0, 1], (3,), 8)] == [2, 1, 8]
+    assert [_devices(devices, "cpu") for devices in ("auto", None, 2)] == [1, 1, 2]
+    assert _batches({"max_steps": 5, "accumulate_grad_batches": 3, "devices": "4", "num_nodes": 2}) == (8, 15)
+    for devices in ("auto", None, -1, "-1", []):
+        with pytest.raises(ConfigError, match=r"trainer\.devices: .* depends on the machine; .* --batches"):
+            _devices(devices, "auto")
+
+
+class Uneven:
+    """A fetcher of documents of 4 or of 60 tokens."""
+
+    def __getitem__(self, refs):
+        return [random_doc((4, 60)[Random(30_000 + ref.index).random() < 0.5], 0, ref.index) for ref in refs]
+
+
+def uneven(rank=0, world=1):
+    return PackedLoader(Uneven(), Mixture([4000]), PackingPlan(64), 0, rank=rank, world_size=world)
+
+
+def test_all_that_each_process_reads_is_read():
+    """The one with more short documents comes further in the sources than four batches more of each would reach."""
+    seen: set = set()
+    writer = SimpleNamespace(reached=None, positions=0, commit=lambda reached: None)
+    _write(writer, uneven(), 3, 300, lambda batch: seen.update(batch.refs))
+    for rank in range(3):
+        assert all(seen >= set(batch.refs) for batch in islice(uneven(rank, 3), 300))
 
 
 def test_what_is_wrong_is_said_in_one_line(project, whole, capsys):
     sft, here = project / "sft.yaml", str(project / "stage.yaml")
     sft.write_text(yaml.safe_dump(stage(project)))
     phases = "--trainer.callbacks=[{class_path: LengthSchedule, init_args: {phases: [{step: 0, row_tokens: 64}]}}]"
+    resampled = "--trainer.callbacks=[{class_path: KeyDataResampling, init_args: {policy: LearningProgress}}]"
     mistakes = {
         f"model.teacher: {sft} has none; give the YAML of a distillation": [str(sft), "--out", "x"],
         "holds a cache already": [here, "--out", str(whole)],
         "no-such.yaml does not exist": ["no-such.yaml", "--out", "x"],
         "holds no config.yaml": [str(whole), "--out", "x"],
+        "KeyDataResampling moves the documents": [here, "--out", "x", resampled],
         "LengthSchedule moves the documents": [here, "--out", "x", phases],
         "--batches: -3 is below 1": [here, "--out", "x", "--batches", "-3"],
         "--batches: 0 is below 1": [here, "--out", "x", "--batches", "0"],

@@ -1,5 +1,7 @@
 """Distillation: divergences by their definition, a live teacher and its cache alike, and a student that learns."""
 
+import json
+
 import lightning as L
 import pytest
 import torch
@@ -13,6 +15,7 @@ from bluelm_lightning.generation.teacher_cache import TeacherCache, TeacherCache
 from bluelm_lightning.stages import AdamW, DistillPlan, DistillStage, write_cache
 from bluelm_lightning.stages.distill_losses import distillation_loss, divergence, teacher_distribution
 
+BEGUN = {"format": 2, "top_k": 2, "temperature": 1.0, "vocab_size": 9}
 DOCS = [random_doc(20, 1, 1), random_doc(12, 0, 2, labelled=0.5), random_doc(24, 2, 3), random_doc(9, 0, 4)]
 
 
@@ -37,6 +40,26 @@ def test_divergences_by_their_definition(temperature):
         wanted = kl(*merged) if kind == "forward" else kl(*merged[::-1])
         found = divergence(student, *teacher_distribution(teacher, plan), plan)
         assert float(found) == pytest.approx(temperature**2 * wanted, rel=1e-4)
+
+
+@pytest.mark.parametrize("gap", [4.0, 14.0, 18.0, 25.0])
+@pytest.mark.parametrize("kind", ["forward", "reverse"])
+def test_a_sure_student_has_the_value_and_gradient_of_float64(kind, gap):
+    plan = DistillPlan(kind, 1.0, top_k=2)
+    student, teacher = torch.zeros(1, 1000), torch.zeros(1, 1000)
+    student[0, 0], teacher[0, 0], teacher[0, 1] = gap + torch.tensor(1000.0).log(), 7.0, 2.0
+
+    def merged(logits):
+        p = logits.double().softmax(-1)[0]
+        return torch.stack([p[0], p[1], p[2:].sum()])
+
+    mine, exact = (student.to(dtype).requires_grad_() for dtype in (torch.float32, torch.float64))
+    q, p = merged(exact), merged(teacher)
+    wanted = (p * (p / q).log()).sum() if kind == "forward" else (q * (q / p).log()).sum()
+    found = divergence(mine, *teacher_distribution(teacher, plan), plan)[0]
+    (want,), (have,) = torch.autograd.grad(wanted, exact), torch.autograd.grad(found, mine)
+    assert found.item() == pytest.approx(wanted.item(), rel=1e-5)  # worst case 4e-6, of the rest of the teacher
+    assert worst(have, want.float(), floor=1e-3) < 1e-4  # worst case 5e-5
 
 
 @pytest.mark.parametrize("plan", [DistillPlan(), DistillPlan("reverse", 2.0, 5, 0.7)])
@@ -134,11 +157,11 @@ def test_what_does_not_fit_is_refused(tmp_path):
     with pytest.raises(ConfigError, match=r"temperature 1\.0, the plan says 2\.0"):
         DistillStage(tiny_vlm(), cache=str(tmp_path / "c"), plan=DistillPlan(temperature=2.0))
     with pytest.raises(ConfigError, match="holds a cache already"):
-        TeacherCacheWriter(tmp_path / "c", 4, 1.0)
+        TeacherCacheWriter(tmp_path / "c", 4, 1.0, 9)
     cache = TeacherCache(tmp_path / "c")
     assert len(cache) == 2
     with pytest.raises(DataError, match="sample x: is not in the cache"):
-        cache.get(torch.tensor([1, 2, 3]), "sample x")
+        cache.get("0" * 24, "sample x")
     for wrong in ({"kind": "sideways"}, {"temperature": 0.0}, {"weight": 2.0}):
         with pytest.raises(ConfigError, match=r"model\.plan"):
             DistillPlan(**wrong)
@@ -146,9 +169,9 @@ def test_what_does_not_fit_is_refused(tmp_path):
 
 def test_an_unfinished_cache_is_refused_and_goes_on_with_the_same_settings(tmp_path):
     def write(number, settings=None, stop=False):
-        with TeacherCacheWriter(tmp_path / "c", 2, 1.0, settings, part_bytes=1) as writer:
+        with TeacherCacheWriter(tmp_path / "c", 2, 1.0, 9, settings, part_bytes=1) as writer:
             reached = writer.reached
-            writer.add(DOCS[number].ids, torch.zeros(3, 2, dtype=torch.long), torch.zeros(3, 2))
+            writer.add(str(number), torch.zeros(3, 2, dtype=torch.long), torch.zeros(3, 2))
             writer.commit(number)
             if stop:
                 raise KeyboardInterrupt
@@ -161,12 +184,12 @@ def test_an_unfinished_cache_is_refused_and_goes_on_with_the_same_settings(tmp_p
     with pytest.raises(ConfigError, match=r'begun otherwise: data was null and is \["a"\]'):
         write(1, {"data": ["a"]})
     with pytest.raises(ConfigError, match="is not empty and holds no cache"):
-        TeacherCacheWriter(tmp_path, 2, 1.0)
+        TeacherCacheWriter(tmp_path, 2, 1.0, 9)
     assert write(1) == 0
     assert len(TeacherCache(tmp_path / "c")) == 2
-    (tmp_path / "c/begun.json").write_text('{"top_k": 2, "temperature": 1.0}')  # killed just before the end
+    (tmp_path / "c/begun.json").write_text(json.dumps(BEGUN))  # killed just before the end
     told = (tmp_path / "c/manifest.json").read_bytes()
     (tmp_path / "c/manifest.json").unlink()
-    with TeacherCacheWriter(tmp_path / "c", 2, 1.0) as writer:
+    with TeacherCacheWriter(tmp_path / "c", 2, 1.0, 9) as writer:
         assert writer.reached == 1
     assert (tmp_path / "c/manifest.json").read_bytes() == told

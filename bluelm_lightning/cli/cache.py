@@ -1,21 +1,21 @@
 """bluelm-cache: the teacher's likeliest tokens for the documents of a run, written once, read by any number of runs.
 
-bluelm-cache tiny/distill.yaml --out caches/teacher --k 64
-bluelm-fit --config tiny/distill.yaml --model.teacher=null --model.teacher_weights=null --model.cache=caches/teacher
+bluelm-cache tiny/distill_decay.yaml --out caches/big --k 64
+bluelm-fit --config tiny/distill_decay.yaml --model.teacher=null --model.teacher_weights=null --model.cache=caches/big
 
 TARGET is the YAML of a distillation (file or packaged name), whose teacher and data are taken, or a folder that
-bluelm-fit wrote, whose model then is the teacher (of a distillation: its teacher). Options of bluelm-fit,
---data.seed=1, change the settings of a YAML. The same command goes on after a kill.
+bluelm-fit wrote, whose model then is the teacher (of a distillation: its live teacher). Options of bluelm-fit,
+--data.seed=1, change the settings of a YAML. The same command goes on after a kill. Callbacks that change the data
+with the step are refused. Of several processes (trainer.devices as a number) it reads what each would read.
 """
 
 from __future__ import annotations
 
 import argparse
 import hashlib
-import math
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:  # `--help` needs none of it
     from bluelm_lightning.generation.teacher_cache import TeacherCacheWriter
 
-MOVING = ("LengthSchedule", "ShareSchedule")
+MOVING = ("LengthSchedule", "ShareSchedule", "KeyDataResampling")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -46,7 +46,9 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("target", metavar="TARGET", help="YAML of a distillation, or a folder that bluelm-fit wrote")
     parser.add_argument("--out", required=True, metavar="OUT", help="folder for the cache")
     parser.add_argument("--k", type=int, default=64, metavar="K", help="tokens a position, 0 = the whole vocabulary")
-    parser.add_argument("--batches", type=int, metavar="N", help="batches of the run (default: all, by trainer)")
+    parser.add_argument(
+        "--batches", type=int, metavar="N", help="batches to read, as one process (default: all, by trainer)"
+    )
     parser.add_argument("--device", help="default: cuda where there is one, else cpu")
     parser.add_argument("--part-mb", type=float, default=64.0, metavar="MB", help="size of a part (default 64)")
     return parser
@@ -58,7 +60,7 @@ def run(args: argparse.Namespace, options: Sequence[str] = ()) -> str:
 
     from bluelm_lightning.cli.given import at_least, device_at, folder_at
     from bluelm_lightning.generation.teacher_cache import TeacherCacheWriter, refuse_finished
-    from bluelm_lightning.stages import DistillPlan
+    from bluelm_lightning.stages import DistillPlan, cache_batch
 
     if args.batches is not None:
         at_least(1, args.batches, "--batches")
@@ -71,11 +73,14 @@ def run(args: argparse.Namespace, options: Sequence[str] = ()) -> str:
     teacher = getattr(stage, "teacher", None) or stage.vlm
     teacher.eval().to(device)
     plan = DistillPlan(temperature=getattr(getattr(stage, "plan", None), "temperature", 1.0), top_k=args.k)
-    loader, total = _loader(data), args.batches or _batches(settings.get("trainer") or {})
-    told = {"teacher": _fingerprint(teacher), "data": data.state_dict()["identity"], "batches": total}
+    loader = _loader(data)
+    processes, batches = (1, args.batches) if args.batches else _batches(settings.get("trainer") or {})
+    told = {"teacher": _fingerprint(teacher), "data": data.state_dict()["identity"], "batches": batches}
+    told["processes"] = processes
     top_k = min(plan.top_k or teacher.vocab_size, teacher.vocab_size)
-    with TeacherCacheWriter(args.out, top_k, plan.temperature, told, int(args.part_mb * 2**20)) as writer:
-        _write(writer, loader, total, teacher, plan)
+    size = int(args.part_mb * 2**20)
+    with TeacherCacheWriter(args.out, top_k, plan.temperature, teacher.vocab_size, told, size) as writer:
+        _write(writer, loader, processes, batches, lambda batch: cache_batch(writer, teacher, batch, plan))
     return (
         f"{len(writer.seen):,} documents, {writer.positions:,} positions x {top_k} tokens in {args.out}\n"
         f"use it: --model.teacher=null --model.teacher_weights=null --model.cache={args.out}"
@@ -92,6 +97,9 @@ def _opened(target: str, options: Sequence[str]) -> tuple[dict[str, Any], Any, A
         if options:
             raise ConfigError(f"{options[0]} goes with a YAML; a run's settings stay as they are", "bluelm-cache")
         stage, data = load_run(target)
+        if getattr(stage, "cache", None) is not None:
+            what = f"{target} learnt from a cache, its teacher is not there"
+            raise ConfigError(f"{what}; give its YAML with the teacher, or the teacher's run", "model.cache")
         settings = read_config(Path(target) / "config.yaml")
     else:
         settings, stage, data = built(["--config", target, *options])
@@ -116,17 +124,40 @@ def _loader(data: Any) -> Any:
     return loader
 
 
-def _batches(trainer: dict[str, Any]) -> int:
-    """Micro-batches of the whole run, over all its processes."""
+def _batches(trainer: dict[str, Any]) -> tuple[int, int]:
+    """Processes of the run, and micro-batches of each."""
     from bluelm_lightning.errors import ConfigError
 
     steps = trainer.get("max_steps")
     if not isinstance(steps, int) or steps < 1:
         raise ConfigError("the settings name no number of steps; give --batches", "trainer.max_steps")
-    counts = (trainer.get("devices"), trainer.get("num_nodes"))
-    processes = math.prod(count for count in counts if isinstance(count, int) and count > 0)
-    batches = steps * int(trainer.get("accumulate_grad_batches") or 1) * processes
-    return batches if processes == 1 else batches + 4 * processes  # each process looks ahead by itself
+    devices = _devices(trainer.get("devices"), trainer.get("accelerator"))
+    return devices * int(trainer.get("num_nodes") or 1), steps * int(trainer.get("accumulate_grad_batches") or 1)
+
+
+def _devices(devices: Any, accelerator: Any) -> int:
+    """Devices of a node as Lightning counts them: 4 and "4" are four, [0, 1] and "0,1" are two.
+
+    Raises:
+        ConfigError: it depends on the machine (auto, -1).
+    """
+    from bluelm_lightning.errors import ConfigError
+
+    if isinstance(devices, str) and "," in devices:
+        devices = [number for number in devices.split(",") if number.strip()]
+    if isinstance(devices, list | tuple) and devices:
+        return len(devices)
+    if devices in (None, "auto") and accelerator == "cpu":
+        return 1
+    try:
+        count = int(devices)
+    except (TypeError, ValueError):
+        count = -1
+    if count < 1:
+        raise ConfigError(
+            f"{devices} depends on the machine; give a number, or --batches with some to spare", "trainer.devices"
+        )
+    return count
 
 
 def _fingerprint(model: Any) -> str:
@@ -138,33 +169,37 @@ def _fingerprint(model: Any) -> str:
     return found.hexdigest()
 
 
-def _write(writer: TeacherCacheWriter, loader: Any, total: int, teacher: Any, plan: Any) -> None:
-    """Batches from where the writer stands, round after round of the sources, up to ``total``."""
-    from bluelm_lightning.stages import cache_batch
-
+def _write(writer: TeacherCacheWriter, loader: Any, processes: int, batches: int, cache: Callable[[Any], None]) -> None:
+    """``batches`` of each process in turn, round after round of the sources, from where the writer stands."""
     if writer.reached == "end":  # killed between the last part and the manifest
         return
-    done = 0
-    if writer.reached is not None:
-        done = writer.reached["batches"]
-        loader.load_state_dict(writer.reached["loader"])
-        print(f"going on after {done:,} of {total:,} batches", file=sys.stderr)
-    say = _Progress(done, total)
-    for batch in _rounds(loader, total - done):
-        cache_batch(writer, teacher, batch, plan)
-        done += 1
-        writer.commit({"batches": done, "loader": loader.state_at(batch.cursor)})
-        say(done, writer.positions)
+    total, start = processes * batches, loader.marked
+    reached = writer.reached or {"rank": 0, "batches": 0, "loader": start}
+    before = reached["rank"] * batches + reached["batches"]
+    if before:
+        print(f"going on after {before:,} of {total:,} batches", file=sys.stderr)
+    say = _Progress(before, total)
+    for rank in range(reached["rank"], processes):
+        loader.rank, loader.world_size = rank, processes
+        loader.load_state_dict(reached["loader"])
+        done = reached["batches"]
+        for batch in _rounds(loader, batches - done):
+            cache(batch)
+            done += 1
+            writer.commit({"rank": rank, "batches": done, "loader": loader.state_at(batch.cursor)})
+            say(rank * batches + done, writer.positions)
+        reached = {"batches": 0, "loader": start}
 
 
 def _rounds(loader: Any, count: int) -> Iterator[Any]:
+    """At most ``count`` batches. Each process of a run ends its rounds with the last one; here it only sees more."""
     while count > 0:
         before = count
         for batch in islice(loader, count):
             loader.mark(batch.cursor)
             count -= 1
             yield batch
-        if count == before:
+        if count == before or (loader.world_size > 1 and loader.mixture.spent):
             return
 
 

@@ -1,8 +1,9 @@
 """A teacher's likeliest tokens on disk: written once, read by any number of runs.
 
 A folder holds ``part-000000.bin``, ``.json`` with the places of its documents, and ``manifest.json``. A document is
-found by the hash of its token ids, so the order of training, packing and epochs do not matter. Until the manifest is
-there ``begun.json`` says what is being written, and a writer that was killed goes on after the last part.
+found by the hash of its token ids, labelled places and pictures, so the order of training, packing and epochs do not
+matter. Until the manifest is there ``begun.json`` says what is being written, and a writer that was killed goes on
+after the last part.
 """
 
 from __future__ import annotations
@@ -19,13 +20,24 @@ from torch import Tensor
 
 from bluelm_lightning.data.shard_index import write_json
 from bluelm_lightning.errors import ConfigError, DataError
+from bluelm_lightning.types import IGNORE
 
 _PART_BYTES = 1 << 26
+FORMAT = 2  # 1: documents were told apart by their token ids alone
 
 
-def document_key(ids: Tensor) -> str:
-    """A document by its token ids int64[T]."""
-    return hashlib.blake2b(ids.cpu().numpy().astype("<i8").tobytes(), digest_size=12).hexdigest()
+def document_key(ids: Tensor, labels: Tensor, tiles: Tensor) -> str:
+    """What a document is found by: all that the teacher's rows depend on.
+
+    Args:
+        ids: int64[T].
+        labels: int64[T]; which places are labelled counts, not with what. A cut trace differs in this only.
+        tiles: uint8[N, 3, S, S], its pictures; N = 0 without.
+    """
+    found = hashlib.blake2b(ids.cpu().numpy().astype("<i8").tobytes(), digest_size=12)
+    found.update((labels != IGNORE).cpu().numpy().tobytes())
+    found.update(tiles.cpu().numpy().tobytes())
+    return found.hexdigest()
 
 
 class TeacherCacheWriter:
@@ -38,6 +50,7 @@ class TeacherCacheWriter:
         folder: must not hold a finished cache, nor one begun with other settings.
         top_k: tokens a position.
         temperature: of the log-probabilities.
+        vocab_size: of the teacher.
         settings: what else the content depends on; JSON.
         part_bytes: size from which a part is written.
 
@@ -54,11 +67,13 @@ class TeacherCacheWriter:
         folder: str | Path,
         top_k: int,
         temperature: float,
+        vocab_size: int,
         settings: dict[str, Any] | None = None,
         part_bytes: int = _PART_BYTES,
     ) -> None:
         self.folder, self.part_bytes = Path(folder), part_bytes
-        self.told: dict[str, Any] = {"top_k": top_k, "temperature": temperature, **(settings or {})}
+        self.told: dict[str, Any] = {"format": FORMAT, "top_k": top_k, "temperature": temperature}
+        self.told |= {"vocab_size": vocab_size, **(settings or {})}
         self.told = json.loads(json.dumps(self.told))  # as it will be read
         refuse_finished(self.folder)
         self.parts = self.positions = 0
@@ -90,15 +105,14 @@ class TeacherCacheWriter:
         self._places: dict[str, list[int]] = {}
         self._size = 0
 
-    def add(self, ids: Tensor, tokens: Tensor, logprobs: Tensor) -> None:
+    def add(self, key: str, tokens: Tensor, logprobs: Tensor) -> None:
         """One document; nothing happens if it is there.
 
         Args:
-            ids: int64[T], the document.
+            key: of the document, see :func:`document_key`.
             tokens: int64[M, K], the teacher's likeliest at its labelled positions.
             logprobs: float32[M, K].
         """
-        key = document_key(ids)
         if key in self.seen:
             return
         self.seen.add(key)
@@ -151,7 +165,7 @@ def _short(value: Any) -> str:
 
 
 class TeacherCache:
-    """Reads a cache by document. Raises ConfigError: the folder holds no finished cache."""
+    """Reads a cache by document. Raises ConfigError: the folder holds no finished cache, or one of another format."""
 
     def __init__(self, folder: str | Path) -> None:
         self.folder = Path(folder)
@@ -159,7 +173,12 @@ class TeacherCache:
         if not manifest.is_file():
             raise ConfigError(f"{folder} holds no finished cache; write one with bluelm-cache", "model.cache")
         told = json.loads(manifest.read_text())
+        if (written := told.get("format", 1)) != FORMAT:
+            raise ConfigError(
+                f"{folder} is of format {written}, read is {FORMAT}; write it again with bluelm-cache", "model.cache"
+            )
         self.top_k, self.temperature = int(told["top_k"]), float(told["temperature"])
+        self.vocab_size = int(told["vocab_size"])
         self._files: dict[str, tuple[Any, int, int]] = {}
         for path in sorted(self.folder.glob("part-*.json")):
             data = np.memmap(path.with_suffix(".bin"), dtype=np.uint8, mode="r")
@@ -171,9 +190,9 @@ class TeacherCache:
     def __len__(self) -> int:
         return len(self._files)
 
-    def get(self, ids: Tensor, where: str) -> tuple[Tensor, Tensor]:
+    def get(self, key: str, where: str) -> tuple[Tensor, Tensor]:
         """Tokens int64[M, K] and log-probabilities float32[M, K] of a document. Raises DataError naming ``where``."""
-        found = self._files.get(document_key(ids))
+        found = self._files.get(key)
         if found is None:
             raise DataError(
                 f"is not in the cache {self.folder}; write it with the same data, tokenizer and steps", where

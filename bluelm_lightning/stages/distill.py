@@ -5,14 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from bluelm_lightning.components.vlm import VisionLanguageModel
 from bluelm_lightning.components.weights import init_from
-from bluelm_lightning.errors import ConfigError
+from bluelm_lightning.errors import ConfigError, DataError
 from bluelm_lightning.generation.engine import evaluating
 from bluelm_lightning.generation.teacher_cache import TeacherCache, TeacherCacheWriter, document_key
 from bluelm_lightning.stages.base import Stage
@@ -71,11 +71,13 @@ class DistillStage(Stage):
         self._freeze([*(frozen or [])])
 
     def _check(self) -> None:
-        if self.teacher is not None and self.teacher.vocab_size != self.vocab_size:
+        theirs = self.teacher if self.cache is None else self.cache
+        assert theirs is not None
+        if theirs.vocab_size != self.vocab_size:
             raise ConfigError(
-                f"the teacher's vocabulary has {self.teacher.vocab_size} rows, the student's {self.vocab_size}; "
+                f"the teacher's vocabulary has {theirs.vocab_size} rows, the student's {self.vocab_size}; "
                 "give both the same vocab_size",
-                "model.teacher.decoder.vocab_size",
+                "model.teacher.decoder.vocab_size" if self.cache is None else "model.cache",
             )
         if self.cache is not None and self.cache.temperature != self.plan.temperature:
             raise ConfigError(
@@ -132,9 +134,22 @@ class DistillStage(Stage):
 
     def _from_cache(self, batch: PackedBatch) -> Callable[[slice], tuple[Tensor, Tensor]]:
         assert self.cache is not None
-        found = [self.cache.get(ids, f"sample {name}") for name, ids, _ in documents(batch)]
+        none = torch.empty(0, self.cache.top_k)  # a process without documents left gets a batch of padding
+        found = [(none.long(), none), *(self._rows(document) for document in documents(batch))]
         tokens, values = (torch.cat(parts).to(batch.ids.device) for parts in zip(*found))
         return lambda part: (tokens[part], values[part])
+
+    def _rows(self, document: Document) -> tuple[Tensor, Tensor]:
+        assert self.cache is not None
+        where = f"sample {document.name}"
+        tokens, values = self.cache.get(document.key, where)
+        if len(tokens) != len(document.places):
+            raise DataError(
+                f"{len(tokens)} rows in the cache {self.cache.folder}, {len(document.places)} labelled places; "
+                "write the cache again",
+                where,
+            )
+        return tokens, values
 
     # ------------------------------------------------------------------ the teacher is not ours to save
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
@@ -150,14 +165,25 @@ class DistillStage(Stage):
             checkpoint["state_dict"] = {**checkpoint["state_dict"], **own}
 
 
-def documents(batch: PackedBatch) -> Iterable[tuple[str, Tensor, Tensor]]:
-    """Name, ids int64[T] and labelled places int64[M] (in the flattened batch) of each document, in order."""
+class Document(NamedTuple):
+    """A document of a batch, on the CPU."""
+
+    name: str  # "shard-000001/17"
+    key: str  # see document_key
+    places: Tensor  # int64[M], labelled places in the flattened batch
+
+
+def documents(batch: PackedBatch) -> Iterable[Document]:
+    """The documents of a batch, in order; padding is none."""
+    batch = batch.to("cpu", non_blocking=False)  # once, not for each document
     ids, labels, segments = batch.ids.flatten(), batch.labels.flatten(), batch.segments.flatten()
     for start, end in pairwise(batch.cu_seqlens.tolist()):
         number = int(segments[start]) if end > start else -1
         if number >= 0:
+            tiles = batch.tiles[batch.tile_segments == number]
+            key = document_key(ids[start:end], labels[start:end], tiles)
             places = start + (labels[start:end] != IGNORE).nonzero().flatten()
-            yield batch.sample_ids[number], ids[start:end], places
+            yield Document(batch.sample_ids[number], key, places)
 
 
 def write_cache(
@@ -171,7 +197,8 @@ def write_cache(
         folder: see :class:`TeacherCacheWriter`.
         plan: top_k and temperature.
     """
-    with TeacherCacheWriter(folder, plan.top_k or teacher.vocab_size, plan.temperature) as writer:
+    top_k = min(plan.top_k or teacher.vocab_size, teacher.vocab_size)
+    with TeacherCacheWriter(folder, top_k, plan.temperature, teacher.vocab_size) as writer:
         for batch in batches:
             cache_batch(writer, teacher, batch, plan)
             writer.commit()
@@ -183,14 +210,14 @@ def cache_batch(
     writer: TeacherCacheWriter, teacher: VisionLanguageModel, batch: PackedBatch, plan: DistillPlan
 ) -> None:
     """Add the documents of a batch that the writer does not hold yet; arguments as for :func:`write_cache`."""
-    new = [(ids, places) for _, ids, places in documents(batch) if document_key(ids) not in writer.seen]
+    new = [document for document in documents(batch) if document.key not in writer.seen]
     if not new:
         return
     device, weight = teacher.decoder.output_weight.device, teacher.decoder.output_weight
     rows = max(1, (64 << 20) // (4 * teacher.vocab_size))
     with evaluating(teacher):
         hidden = teacher(batch.to(device)).flatten(0, 1)
-        for ids, places in new:
+        for _, key, places in new:
             parts = [teacher_distribution(part @ weight.T, plan) for part in hidden[places.to(device)].split(rows)]
             tokens, values = (torch.cat(column) for column in zip(*parts))
-            writer.add(ids, tokens, values)
+            writer.add(key, tokens, values)

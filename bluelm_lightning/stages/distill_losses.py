@@ -65,13 +65,14 @@ def divergence(logits: Tensor, ids: Tensor, teacher: Tensor, plan: DistillPlan) 
         teacher: float32[R, K], their log-probabilities. What is left of its mass stands on all other tokens as one.
         plan: kind and temperature.
     """
-    student = (logits.float() / plan.temperature).log_softmax(-1)
+    student = logits.float() / plan.temperature
     if ids.shape[1] == logits.shape[1]:  # every token is there: nothing is left for the others
-        mine, theirs = student.gather(1, ids), teacher
+        mine, theirs = student.log_softmax(-1).gather(1, ids), teacher
     else:
-        picked = student.gather(1, ids)
-        rest = torch.stack([_rest(picked), _rest(teacher)])[..., None]
-        mine, theirs = torch.cat([picked, rest[0]], 1), torch.cat([teacher, rest[1]], 1)
+        # from the logits: 1 - sum(p) is noise, and flat, where the student is sure of the teacher's tokens
+        others = student.scatter(1, ids, -torch.inf).logsumexp(-1, keepdim=True)
+        mine = torch.cat([student.gather(1, ids), others], 1).log_softmax(-1)
+        theirs = torch.cat([teacher, _rest(teacher)], 1)
     if plan.kind == "forward":
         terms = theirs.exp() * (theirs - mine)
     else:
@@ -80,8 +81,8 @@ def divergence(logits: Tensor, ids: Tensor, teacher: Tensor, plan: DistillPlan) 
 
 
 def _rest(logprobs: Tensor) -> Tensor:
-    """log(1 - sum of the probabilities), float32[R]."""
-    return (1 - logprobs.exp().sum(-1)).clamp_min(_TINY).log()
+    """log(1 - sum of the probabilities), float32[R, 1]; the teacher's k tokens are all that there is of it."""
+    return (1 - logprobs.exp().sum(-1, keepdim=True)).clamp_min(_TINY).log()
 
 
 class _ChunkedLoss(torch.autograd.Function):
