@@ -231,7 +231,7 @@ class SharePolicy:
 
     def shares(self, figures: dict[str, Any], step: int) -> dict[str, float]:
         """Weight of each source, none negative, on any scale; ``figures`` are ``SourceFigures`` by name of source."""
-        raise NotImplementedError
+        raise TypeError(f"{type(self).__name__} must define shares(figures, step)")
 
 
 class StageModel(Protocol):

@@ -4,6 +4,7 @@ import json
 import shutil
 from pathlib import Path
 
+import datasets
 import pytest
 from curation_data import encoded, image, text, write_jsonl
 
@@ -64,14 +65,14 @@ def test_redo_makes_cut_parts_again_and_reads_pictures_that_have_come(tmp_path):
 
 def test_a_folder_of_someone_else_is_left_alone(tmp_path):
     own = tmp_path / "out" / "01_CollectJson" / "part-00000.jsonl"
-    trip = tmp_path / "out" / "07_trip" / "manifest.json"
-    for path in (own, trip):
+    trips = [tmp_path / "out" / f"0{n}_trip" / "manifest.json" for n in (7, 8, 9)]
+    for path, held in zip((own, *trips), ("{}", "{}", "[]", "no JSON")):
         path.parent.mkdir(parents=True)
-        path.write_text("{}")
+        path.write_text(held)
     for redo in (False, True):
         with pytest.raises(ConfigError, match=r"output: .*01_CollectJson holds files that no pipeline has written"):
             pipeline(tmp_path, texts(tmp_path, "a")).run(redo)
-    assert own.read_text() == trip.read_text() == "{}"
+    assert [path.read_text() for path in (own, *trips)] == ["{}", "{}", "[]", "no JSON"]
 
 
 def test_steps_that_are_gone_are_not_left_beside_the_result(tmp_path):
@@ -114,7 +115,6 @@ def test_texts_that_cannot_be_samples_are_dropped_at_the_start(tmp_path):
 
 
 def test_a_saved_data_set_of_several_splits(tmp_path):
-    datasets = pytest.importorskip("datasets")
     made = {name: datasets.Dataset.from_list([{"text": f"{name} {n}"} for n in range(3)]) for name in ("train", "dev")}
     path = str(tmp_path / "saved")
     datasets.DatasetDict(made).save_to_disk(path)

@@ -10,7 +10,6 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 
 
 def test_ray_leaves_the_same_bytes(tmp_path):
-    pytest.importorskip("ray")
     rows = [{"id": f"t{n}", "text": text(n % 90)} for n in range(100)]
     for n in range(20):
         (tmp_path / f"{n}.img").write_bytes(encoded(image(n % 15), "PNG" if n < 15 else "JPEG"))

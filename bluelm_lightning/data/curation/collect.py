@@ -36,6 +36,11 @@ def find_files(paths: str | list[str], endings: tuple[str, ...], key: str = "pat
     return list(found)
 
 
+def _place(path: Path) -> str:
+    """What a dropped record is found by: files of one name lie in several folders."""
+    return f"{path.parent.name}/{path.name}"
+
+
 def line_ranges(path: Path, part_bytes: int) -> Iterator[tuple[int, int, int]]:
     """``(first byte, byte behind, number of the first line)`` of pieces that end at ends of lines."""
     start, line = 0, 1
@@ -94,7 +99,7 @@ class CollectJson(Collect):
 
         def parse(item: tuple[int, Any]) -> Sample:
             number, line = item
-            where = f"{path.parent.name}/{path.name}:{number}"
+            where = f"{_place(path)}:{number}"
             record = load_json(line, where) if isinstance(line, bytes) else line
             return to_sample(record, root, where, f"{path.stem}-{number:06d}", self.source, path.stem)
 
@@ -138,7 +143,7 @@ class CollectText(Collect):
 
         def parse(item: tuple[int, str]) -> Sample:
             number, text = item
-            where = f"{path.parent.name}/{path.name}:{number}"
+            where = f"{_place(path)}:{number}"
             source = self.source or path.stem
             return parse_record({"text": text.strip()}, [], where, f"{path.stem}-{number:06d}", source)
 
@@ -148,7 +153,7 @@ class CollectText(Collect):
         try:
             whole = path.read_text(encoding="utf-8")
         except UnicodeDecodeError as error:
-            raise DataError(f"is not UTF-8: {error}; save it again", f"{path.parent.name}/{path.name}") from error
+            raise DataError(f"is not UTF-8: {error}; save it again", _place(path)) from error
         ends = {"paragraph": "\n\n", "line": "\n"}
         yield from [whole] if self.split == "file" else whole.split(ends[self.split])
 

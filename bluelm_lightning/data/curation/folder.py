@@ -25,7 +25,7 @@ from bluelm_lightning.data.curation.record import Picture, Record
 from bluelm_lightning.data.curation.step import Dropped
 from bluelm_lightning.data.records import load_json
 from bluelm_lightning.data.shard_index import write_json
-from bluelm_lightning.errors import ConfigError
+from bluelm_lightning.errors import ConfigError, DataError
 
 MANIFEST = "manifest.json"
 
@@ -60,12 +60,17 @@ class StepFolder:
     def manifest(self) -> dict[str, Any]:
         """Empty where there is none."""
         path = self.path / MANIFEST
-        return load_json(path.read_bytes(), str(path)) if path.is_file() else {}
+        held = load_json(path.read_bytes(), str(path)) if path.is_file() else {}
+        return held if isinstance(held, dict) else {}
 
     def key(self) -> str | None:
         """Fingerprint of the step that the folder was made by; None where it is none of ours."""
         started = self.work / "key"
-        return self.manifest().get("key") or (started.read_text() if started.is_file() else None)
+        try:
+            held = self.manifest().get("key")
+        except DataError:  # ours appear whole
+            held = None
+        return held or (started.read_text() if started.is_file() else None)
 
     def wants_redo(self) -> bool:
         """Whether a finished step's files are cut or missing, or pictures could not be read and may be there by now."""
@@ -81,14 +86,14 @@ class StepFolder:
             ConfigError: the folder was written with other settings, by other steps before it, or from other inputs; or
                 by something else.
         """
-        held, started, found = self.manifest(), self.work / "key", self.key()
+        started, found = self.work / "key", self.key()
         if found is None and self.path.is_dir() and any(path.name != ".work" for path in self.path.iterdir()):
             reason = "holds files that no pipeline has written; move them, or name another folder"
             raise ConfigError(f"{self.path} {reason}", "output")
         if found not in (None, key):
             reason = "was made with other settings or inputs, of this step or of one before it"
             raise ConfigError(f"{self.path} {reason}; run with --redo, or name another folder", "output")
-        if held.get("complete"):
+        if self.manifest().get("complete"):
             shutil.rmtree(self.work, ignore_errors=True)  # a kill between the manifest and this
             return True
         self.work.mkdir(parents=True, exist_ok=True)

@@ -72,7 +72,7 @@ class PictureGrid:
             sizes = np.where(crowded, 0, last - first)
             rows = self._order[np.flatnonzero(np.repeat(~crowded, last - first))]
             for place, right in _expand(np.repeat(starts, sizes), np.repeat(stops, sizes), self._order):
-                yield from self._alike(rows[place], right, _CHUNK)
+                yield from self._alike(rows[place], right)
 
     def _crowd(self, some: np.ndarray, others: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
         """Like pairs between two cells of many pictures, or within one: blocks of products say which are likely."""
@@ -84,23 +84,20 @@ class PictureGrid:
                 near = squares <= (self._radius * 1.01 + 4) ** 2  # and the error of float32
                 if near.any():
                     one, other = np.nonzero(near & like_details(fine, self.fine(right)))
-                    yield from self._alike(left[one], right[other], _FINE_CHUNK)
+                    yield from self._alike(left[one], right[other])
 
-    def _alike(self, left: np.ndarray, right: np.ndarray, chunk: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    def _alike(self, left: np.ndarray, right: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
         """Of candidates, those that are alike. A pair of one cell comes twice, and each picture with itself."""
-        twice = _key(self._cells[left]) == _key(self._cells[right])
-        left, right = left[~twice | (left < right)], right[~twice | (left < right)]
-        for at in range(0, len(left), chunk):
-            some, others = left[at : at + chunk], right[at : at + chunk]
-            apart = self._places[some] - self._places[others]
-            close = np.einsum("ij,ij->i", apart, apart) <= (self._radius * 1.001) ** 2  # and the error of float32
-            some, others = np.minimum(some, others)[close], np.maximum(some, others)[close]
-            for here in range(0, len(some), _FINE_CHUNK):
-                one, other = some[here : here + _FINE_CHUNK], others[here : here + _FINE_CHUNK]
-                near = _rms(self.codes[one], self.codes[other]) <= self.max_rms
-                one, other = one[near], other[near]
-                alike = same_details(self.fine(one), self.fine(other))
-                yield one[alike], other[alike]
+        apart = self._places[left] - self._places[right]
+        close = np.einsum("ij,ij->i", apart, apart) <= (self._radius * 1.001) ** 2  # and the error of float32
+        close &= (left < right) | (self._cells[left] != self._cells[right]).any(1)
+        left, right = np.minimum(left, right)[close], np.maximum(left, right)[close]
+        for at in range(0, len(left), _FINE_CHUNK):
+            one, other = left[at : at + _FINE_CHUNK], right[at : at + _FINE_CHUNK]
+            near = _rms(self.codes[one], self.codes[other]) <= self.max_rms
+            one, other = one[near], other[near]
+            alike = same_details(self.fine(one), self.fine(other))
+            yield one[alike], other[alike]
 
     def _cell(self, places: np.ndarray) -> np.ndarray:
         width = max(self._radius, 4.0)  # a wider cell misses nothing, and all cells have a number

@@ -81,7 +81,7 @@ class Pipeline:
         for number, (step, key) in enumerate(zip(self.steps, keys), 1):
             name = step_name(number, step)
             folder = StepFolder(self.output / name)
-            if redo and (folder.manifest().get("key") != key or folder.wants_redo()):
+            if redo and (folder.key() != key or folder.wants_redo()):
                 self._forget(number)
             again = folder.begin(key)
             if not again:
@@ -105,7 +105,7 @@ class Pipeline:
         return keys
 
     def _others(self) -> list[Path]:
-        """Folders of steps in the output, ours or not of this pipeline; never one that something else has written."""
+        """Folders of steps in the output, also of other pipelines; never one that something else has written."""
         return [path for path in sorted(self.output.glob("[0-9][0-9]_*")) if StepFolder(path).key()]
 
     def _check_others(self, redo: bool) -> None:
