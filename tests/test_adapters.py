@@ -55,6 +55,24 @@ def test_a_checkpoint_with_a_reference_hands_over_the_policy(tmp_path):
     assert not torch.equal(other.decoder.output_weight, stage.reference.decoder.output_weight)
 
 
+def test_merging_for_another_engine_changes_no_weight():
+    """Adding an update and taking it away again would not: at bfloat16 the rest is as large as the update."""
+    model = tiny_decoder(adapters=LowRank(4)).model.to(torch.bfloat16)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if ".lora_B" in name:
+                parameter.normal_(std=0.1)
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    merged = merged_state(model)
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+    name = "model.layers.0.self_attn.q_proj"
+    assert not torch.equal(merged[f"{name}.weight"], before[f"{name}.base_layer.weight"])
+    merged[f"{name}.weight"].zero_()
+    assert before[f"{name}.base_layer.weight"].equal(model.state_dict()[f"{name}.base_layer.weight"])
+    with pytest.raises(ConfigError, match="the weight of lm_head is shared, its adapter is not; untie"):
+        merged_state(tiny_decoder(tie_embeddings=True, adapters=LowRank(2, targets=["lm_head"])).model)
+
+
 def test_targets_are_checked():
     with pytest.raises(ConfigError, match=r"no linear layer; there are .*q_proj"):
         tiny_decoder(adapters=LowRank(4, targets=["query"]))

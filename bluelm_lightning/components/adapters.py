@@ -89,16 +89,19 @@ def switched_off(module: nn.Module) -> Iterator[None]:
 
 
 def merged_state(model: nn.Module) -> dict[str, Tensor]:
-    """Weights with the adapters' updates in them, under the names of the model without adapters."""
-    layers = layers_of(model)
-    for layer in layers:
-        layer.merge()
-    try:
-        state = {key: value.detach().clone() for key, value in model.state_dict().items() if ".lora_" not in key}
-    finally:
-        for layer in layers:
-            layer.unmerge()
-    return {key.replace(_BASE, "."): value for key, value in state.items()}
+    """Weights with the adapters' updates in them, under the names of the model without adapters, which stays as it is.
+
+    Raises:
+        ConfigError: as :func:`absorb`.
+    """
+    _refuse_shared(model)
+    kept = {key: value for key, value in model.state_dict().items() if ".lora_" not in key}
+    state = {key.replace(_BASE, "."): value.detach().clone() for key, value in kept.items()}
+    for name, layer in _named_layers(model):
+        weight = state[f"{name}.weight"]
+        for adapter in layer.active_adapters:
+            weight += layer.get_delta_weight(adapter).to(weight.dtype)
+    return state
 
 
 def absorb(model: nn.Module) -> None:
@@ -107,15 +110,23 @@ def absorb(model: nn.Module) -> None:
     Raises:
         ConfigError: an adapter is on a layer whose weight another layer shares, which would change with it.
     """
-    names = {part: name for name, part in model.named_modules()}
+    _refuse_shared(model)
+    for name, layer in list(_named_layers(model)):
+        layer.merge()
+        model.set_submodule(name, layer.get_base_layer())
+
+
+def _named_layers(model: nn.Module) -> Iterator[tuple[str, Any]]:
+    carrying = {id(layer) for layer in layers_of(model)}
+    return ((name, part) for name, part in model.named_modules() if id(part) in carrying)
+
+
+def _refuse_shared(model: nn.Module) -> None:
     uses = Counter(id(parameter) for _, parameter in model.named_parameters(remove_duplicate=False))
-    for layer in layers_of(model):
+    for name, layer in _named_layers(model):
         if uses[id(layer.base_layer.weight)] > 1:
             fix = "untie the embeddings, or train without this target"
-            raise ConfigError(f"the weight of {names[layer]} is shared, its adapter is not; {fix}", "adapters")
-    for layer in layers_of(model):
-        layer.merge()
-        model.set_submodule(names[layer], layer.get_base_layer())
+            raise ConfigError(f"the weight of {name} is shared, its adapter is not; {fix}", "adapters")
 
 
 def adopt_plain(own: dict[str, Tensor], state: dict[str, Tensor]) -> dict[str, Tensor]:
