@@ -57,6 +57,8 @@ BUILDS = {
     "llama with biases": ("llama", BIASED),
     "qwen2": ("qwen2", {}),
     "qwen3": ("qwen3", {}),
+    "hunyuan": ("hunyuan_v1_dense", {}),  # other names of the norms inside a head
+    "olmo": ("olmo", {}),  # norms without weights
 }
 
 
@@ -66,7 +68,7 @@ def silenced(build: str) -> CausalDecoder:
     decoder = tiny_decoder(architecture, 1, {**WIDE, **more})
     with torch.no_grad():
         for name, parameter in decoder.model.named_parameters():
-            if name.endswith((".bias", "q_norm.weight", "k_norm.weight")):
+            if name.endswith(".bias") or ("self_attn" in name and name.endswith("norm.weight")):
                 parameter.normal_()
         for number, block in enumerate(decoder.model.model.layers):
             attention, mlp = block.self_attn, block.mlp
@@ -160,6 +162,12 @@ def test_a_channel_that_is_silent_is_the_first_to_go():
     again = tiny_decoder(config={**WIDE, "hidden_size": 24, "head_dim": 8})
     again.model.load_state_dict(small.state_dict())
     assert states(again, calibration()[0]).shape == (1, 32, 24)
+
+
+def test_a_model_of_another_build_is_refused_by_the_part_that_does_not_fit():
+    decoder = tiny_decoder("helium", 1, WIDE)
+    with pytest.raises(ConfigError, match=r"self_attn\.o_proj\.weight of Helium.* cannot be pruned"):
+        prune(decoder.model, PruningPlan(num_key_value_heads=2), magnitude_importance(decoder))
 
 
 def test_hooks_and_mode_are_gone_afterwards():

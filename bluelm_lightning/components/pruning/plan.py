@@ -81,9 +81,10 @@ def count_parameters(config: Any, sizes: dict[str, int], tensors: frozenset[str]
             rows, columns = shapes[part]
             layer += rows if kind == "bias" else rows * columns
         else:  # norms: of queries and keys inside a head, else of the states
-            layer += head if part.endswith(("q_norm", "k_norm")) else width
+            layer += head if part.startswith("self_attn.") else width
     embeddings = config.vocab_size * width * (1 if config.tie_word_embeddings else 2)
-    return embeddings + sizes["num_hidden_layers"] * layer + width
+    last_norm = width if "input_layernorm.weight" in held else 0  # OLMo's norms have no weights
+    return embeddings + sizes["num_hidden_layers"] * layer + last_norm
 
 
 def layer_tensors(config: Any) -> frozenset[str]:

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from bluelm_lightning.components.attention import register_attention
 from bluelm_lightning.components.pruning.importance import Importance, blocks_of
 from bluelm_lightning.components.pruning.plan import PruningPlan, head_dim
+from bluelm_lightning.errors import ConfigError
 
 
 @dataclass
@@ -70,6 +71,10 @@ def prune(model: Any, plan: PruningPlan, importance: Importance) -> tuple[nn.Mod
         if number >= 0:
             tensor = _cut_inside(name, tensor, config, groups[number], neurons[number])
         new[name] = _cut_channels(name, tensor, channels)
+    for name, wanted in small.state_dict().items():
+        if new[name].shape != wanted.shape:
+            whose = f"{name} of {type(model).__name__}"
+            raise ConfigError(f"{whose} is not built as in Llama or Qwen; it cannot be pruned", "pruning")
     small.load_state_dict(new)
     small.train(model.training)
     shares = [_share(importance.neurons[n], kept) for n, kept in zip(layers.tolist(), neurons)]
@@ -130,7 +135,7 @@ def _take_groups(tensor: Tensor, groups: Tensor, size: int, dim: int) -> Tensor:
 def _cut_channels(name: str, tensor: Tensor, channels: Tensor) -> Tensor:
     """The residual stream: inputs of what reads it, outputs of what writes it."""
     part = name.split(".")[-2]
-    if part in ("q_norm", "k_norm"):
+    if "self_attn" in name and part.endswith("norm"):  # of queries and keys, inside a head
         return tensor
     if part in ("o_proj", "down_proj") or part.endswith("norm"):
         return tensor[channels]
