@@ -6,8 +6,13 @@ import socket
 import subprocess
 import sys
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from datetime import timedelta
+from functools import partial
 from pathlib import Path
 from random import SystemRandom
+
+import torch
 
 HERE = Path(__file__).parent
 
@@ -37,6 +42,20 @@ def in_fork(work: Callable[[], None], seconds: int = 60) -> int:
     except BaseException:
         sys.excepthook(*sys.exc_info())
     os._exit(code)
+
+
+def in_ranks(work: Callable[[int], None], folder: Path, count: int = 2, seconds: int = 60) -> None:
+    """``work(rank)`` in as many forks, which talk over gloo; fails when one does, also when they wait forever."""
+
+    def rank(number: int) -> None:
+        torch.set_num_threads(1)
+        wait = timedelta(seconds=seconds / 2)
+        torch.distributed.init_process_group("gloo", f"file://{folder}/meet", wait, count, number)
+        work(number)
+
+    with ThreadPoolExecutor(count) as pool:
+        codes = list(pool.map(lambda number: in_fork(partial(rank, number), seconds), range(count)))
+    assert codes == [0] * count
 
 
 def run_processes(script: str, *arguments: str, folder: Path, count: int = 2, timeout: int = 200) -> None:

@@ -3,9 +3,12 @@
 import json
 from collections import Counter
 
+import numpy as np
 import pytest
+from processes import in_ranks
 from tiny_data import Talks, Texts, flat, loader_of, take
 
+from bluelm_lightning.data.admission import Admission
 from bluelm_lightning.data.loader import PackedLoader
 from bluelm_lightning.errors import DataError
 
@@ -176,3 +179,38 @@ def test_a_rank_resumes_its_own_share():
         resumed = loader_of(epochs=4, rank=rank, world_size=2)
         resumed.load_state_dict(broken.state_at(2))
         assert [flat(batch) for batch in take(resumed)] == wanted[3:]
+
+
+# ---------------------------------------------------------------- two processes
+def test_processes_ask_each_other_equally_often_whatever_one_of_them_met(tmp_path):
+    """One has skipped a sample and the other none, and they read different numbers of chunks ahead."""
+
+    def work(rank: int) -> None:
+        def loader(epochs):
+            made = loader_of([Talks(13, broken=(2,)), Texts(8)], epochs=epochs, rank=rank, world_size=2)
+            if epochs is None:
+                made.mixture.admission = Admission([2, 3], [None, np.arange(8) % 2])
+            return made
+
+        def share(name, batches):
+            (tmp_path / f"{name}{rank}").write_text(json.dumps([batch.sample_ids for batch in batches]))
+
+        for name, epochs in (("epochs", 2), ("capped", None)):
+            first, second = loader(epochs), loader(epochs)
+            first.mark(take(first, 2)[-1].cursor)
+            second.load_state_dict(first.marked)
+            share(f"{name}-whole", take(loader(epochs)))
+            share(f"{name}-rest", take(second))
+
+    in_ranks(work, tmp_path)
+
+    def batches(name):
+        return [json.loads((tmp_path / f"{name}{rank}").read_text()) for rank in (0, 1)]
+
+    for name, wanted in (("epochs", 2), ("capped", None)):
+        whole, rest = batches(f"{name}-whole"), batches(f"{name}-rest")
+        assert len(whole[0]) == len(whole[1])
+        assert [ids[2:] for ids in whole] == rest
+        seen = Counter(sample for ids in whole for batch in ids for sample in batch)
+        talks = {f"talks-{i}": 2 for i in range(13) if i != 2}
+        assert seen == {**talks, **{f"texts-{i}": wanted or 3 - i % 2 for i in range(8)}}

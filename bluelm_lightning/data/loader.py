@@ -132,16 +132,18 @@ class PackedLoader:
         pending = list(self._fetch_waiting(self.marked["waiting"]))
         stream = self._stream()
         stood = self._fill(pending, stream, stood)
-        if cursor >= 0 and not self._anyone(pending):  # the batch marked was the last of a round
+        anyone = self._anyone(pending)
+        if cursor >= 0 and not anyone:  # the batch marked was the last of a round
             self.mixture.renew()
             stream = self._stream()
             stood = self._fill(pending, stream, stood)
-        if self.mixture.spent and not self._anyone(pending):
+            anyone = self._anyone(pending)
+        if self.mixture.spent and not anyone:
             reason = f"after {cursor + 1} batches every sample has been seen max_repeats times"
             raise DataError(f"{reason}; raise data.sources.max_repeats, add data, or set fewer steps")
-        if self.skipped and not self._anyone(pending):
+        if self.skipped and not anyone:
             raise DataError(f"no sample can be used, skipped by source: {dict(self.skipped)}; see the reasons above")
-        while self._anyone(pending):
+        while anyone:
             cursor += 1
             batch, pending = self._pack(pending, cursor)
             waiting = [[list(p.ref), p.piece, p.row_tokens] for p in pending]
@@ -152,6 +154,7 @@ class PackedLoader:
             self._follow(cursor + 1)
             yield batch
             stood = self._fill(pending, stream, stood)
+            anyone = self._anyone(pending)
 
     def _follow(self, cursor: int) -> None:
         """Size and shares of the batch that is filled next."""
@@ -171,7 +174,10 @@ class PackedLoader:
         return stood
 
     def _anyone(self, pending: list[_Pending]) -> bool:
-        """Whether any process has documents left: all must see equally many batches, or some would wait forever."""
+        """Whether any process has documents left: all must see equally many batches, or some would wait forever.
+
+        All must ask equally often, too: never only where something holds that may hold of one process alone.
+        """
         dist = torch.distributed
         if self.world_size == 1 or self.mixture.endless or not (dist.is_available() and dist.is_initialized()):
             return bool(pending)
