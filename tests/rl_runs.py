@@ -70,7 +70,8 @@ def stage_of(**options) -> RLStage:
     rewards = options.pop("rewards", None) or RewardRouter({"low": WantsLowIds(), "repetition": Repetition(4)})
     plan = RolloutPlan(**{"group_size": 4, "batch_size": 4, **options.pop("plan", {})})
     options = {"optimizer": AdamW(lr=3e-3), "budget": ThinkingBudget(answer_reserve=3), **options}
-    return RLStage(tiny_vlm(seed=2), rewards, sampling=Sampling(12, 1.0), plan=plan, **options)
+    vlm = options.pop("vlm", None) or tiny_vlm(seed=2)
+    return RLStage(vlm, rewards, sampling=Sampling(12, 1.0), plan=plan, **options)
 
 
 def ppo_stage_of(**options) -> PPOStage:
@@ -115,7 +116,8 @@ def fit(stage: RLStage, data: PromptDataModule, folder: Path, steps: int, *callb
 def _run(folder: Path, part: str) -> None:
     """``whole``: eleven batches. ``killed``: after the eighth. ``resumed``: from the last checkpoint to the end."""
     L.seed_everything(0, verbose=False)
-    options = {"buffered": {"plan": {"minibatches": 2, "epochs": 2}}, "ahead": {"plan": {"ahead": True}}}
+    unsure = tiny_vlm(seed=2, config={"attention_dropout": 0.1})
+    options = {"buffered": {"plan": {"minibatches": 2, "epochs": 2}}, "ahead": {"plan": {"ahead": True}, "vlm": unsure}}
     diary = Diary(folder / f"{part}.txt", 8 if part == "killed" else 0)
     curriculum = ThinkingBudgetCurriculum((4, 8), (0, 2), total_steps=6, free_share=0.3)
     stage, place = stage_of(**options.get(folder.name, {})), folder / ("whole" if part == "whole" else "broken")

@@ -11,7 +11,7 @@ from lightning.pytorch.strategies import DDPStrategy
 from test_stage import DOCS, loader, trainer_of
 from tiny import tiny_decoder, tiny_vit, tiny_vlm
 
-from bluelm_lightning.components import MLPProjector, VisionLanguageModel
+from bluelm_lightning.components import LanguageModel, MLPProjector, VisionLanguageModel
 from bluelm_lightning.data.packing import pack
 from bluelm_lightning.stages import AdamW, DistillPlan, DistillStage, DPOStage, Muon, RewardStage, SFTStage
 from bluelm_lightning.stages.base import _UNIT
@@ -29,15 +29,15 @@ class Shares(L.LightningDataModule):
     Of held-out pairs rank 1 sees none at all.
     """
 
-    def __init__(self, pairs: bool) -> None:
+    def __init__(self, pairs: bool, text: bool) -> None:
         super().__init__()
-        self.pairs = pairs
+        self.pairs, self.text = pairs, text
 
     def train_dataloader(self):
         rank, world = self.trainer.global_rank, self.trainer.world_size
-        rows = [[DOCS[0], DOCS[2]], [DOCS[1], DOCS[3]]]
+        rows = [[DOCS[1]], [DOCS[3]]] if self.text else [[DOCS[0], DOCS[2]], [DOCS[1], DOCS[3]]]
         if STRATEGY == "context":  # one row whose middle is inside of a document and of a picture
-            return loader([pack([DOCS], 128, 0)] * STEPS)
+            return loader([pack([[DOCS[1], DOCS[3]]], 64, 0) if self.text else pack([DOCS], 128, 0)] * STEPS)
         mine = rows if world == 1 else rows[rank : rank + 1]
         return loader([pack(mine, 64, 0)] * STEPS)
 
@@ -106,6 +106,7 @@ class SGD(AdamW):
 
 MADE = {
     "sgd": lambda: SFTStage(tied(), SGD(lr=1.0), clip_norm=0.0),
+    "text": lambda: SFTStage(LanguageModel(tiny_decoder()), SGD(lr=0.1), clip_norm=0.0),
     "untied": lambda: SFTStage(untied(), AdamW(**ADAM), clip_norm=0.5),
     "tied": lambda: SFTStage(tied(), AdamW(**ADAM), clip_norm=0.5),
     "checkpointed": lambda: SFTStage(checkpointed(), AdamW(**ADAM), clip_norm=0.5),
@@ -135,7 +136,7 @@ def run(name: str) -> None:
         path = FOLDER / f"{scenario}-{resumed.removeprefix('from_')}-{PROCESSES}.mid.ckpt"
     stage = MADE[scenario]()
     options: dict = {"callbacks": [keep], "max_epochs": 1, "num_sanity_val_steps": 0, "val_check_interval": 2}
-    data = Shares("pairs" in name)
+    data = Shares("pairs" in name, "text" in name)
     if path is not None:
         options["limit_train_batches"] = STEPS
     trainer_of(FOLDER, **options, **strategy()).fit(stage, datamodule=data, ckpt_path=path, weights_only=True)

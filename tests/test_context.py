@@ -14,7 +14,7 @@ from bluelm_lightning.errors import ConfigError
 from bluelm_lightning.stages import DPOStage
 from bluelm_lightning.stages.sharding import _check_heads
 
-SCENARIOS = ["sgd", "untied", "muon", "distill"]
+SCENARIOS = ["sgd", "text", "untied", "muon", "distill"]
 
 
 @pytest.fixture(scope="module")

@@ -53,6 +53,9 @@ def test_unknown_settings_and_unsuited_architectures_are_refused():
         CausalDecoder("stablelm", small)
     with pytest.raises(ConfigError, match=r"lfm2 has conv of its own"):
         CausalDecoder("lfm2", small | {"layer_types": ["conv"]})
+    with pytest.raises(ConfigError, match=r"scaling 'dynamic' follows the longest document of a row") as info:
+        tiny_decoder(rope={"rope_type": "dynamic", "factor": 2.0, "rope_theta": 1e4})
+    assert info.value.key == "decoder.rope"
 
 
 def test_a_model_that_drops_the_layout_does_not_look_into_the_future():

@@ -4,6 +4,7 @@ import pytest
 import torch
 from tiny import worst
 
+from bluelm_lightning.stages.distill_losses import DistillPlan, distillation_loss, teacher_distribution
 from bluelm_lightning.stages.losses import linear_cross_entropy, reference_cross_entropy
 
 ROWS, WIDTH, VOCAB = 50, 32, 199
@@ -78,6 +79,41 @@ def test_half_precision_is_near_float32(mode):
     assert max(worst(a.float(), b) for a, b in pairs) < 2.5e-2  # worst seen 1.3e-2
 
 
+@pytest.mark.parametrize("distilled", [False, True])
+def test_float16_gradients_are_not_rounded_to_nothing_before_the_scaler_meets_them(distilled):
+    """A student near its teacher, a large vocabulary, many positions: differences far below the range of float16."""
+    rng = torch.Generator().manual_seed(0)
+    states, head = torch.randn(1024, 16, generator=rng), torch.randn(8192, 16, generator=rng) * 0.02
+    teacher, labels = head + 1e-3 * torch.randn(head.shape, generator=rng), torch.randint(8192, (1024,), generator=rng)
+
+    def found(half):
+        hidden, weight = states.clone().requires_grad_(), head.clone().requires_grad_()
+        with torch.autocast("cpu", torch.float16, enabled=half):
+            if distilled:
+                said = lambda part: teacher_distribution((states[part] @ teacher.T).float(), DistillPlan())  # noqa: E731
+                loss, *_ = distillation_loss(hidden, weight, labels, said, DistillPlan(), 1 / 1024)
+            else:
+                loss, _ = linear_cross_entropy(hidden, weight, labels)
+        above = 2.0**16 if half else 1.0
+        return [g / above for g in gradients(loss * above, hidden, weight)]
+
+    for mine, exact in zip(found(True), found(False)):
+        assert (mine - exact).norm() / exact.norm() < (0.05 if distilled else 2e-3)  # worst seen 9e-3 and 3e-4
+        assert mine.abs().sum(1).all(), "rows of zeros"
+
+
+def test_sums_over_many_chunks_are_not_rounded_at_each():
+    rng = torch.Generator().manual_seed(0)
+    hidden = (torch.randn(4096, 8, generator=rng) + 1).bfloat16().requires_grad_()
+    weight, labels = torch.randn(40, 8, generator=rng).bfloat16().requires_grad_(), torch.arange(4096) % 40
+    (mine,) = gradients(linear_cross_entropy(hidden, weight, labels, chunk_rows=8)[0], weight)
+    (exact,) = gradients(
+        reference_cross_entropy(hidden.detach().float(), wide := weight.detach().float().requires_grad_(), labels), wide
+    )
+    assert (mine.float() - exact).norm() / exact.norm() < 1e-2  # 1.6e-3; 7e-2 with bfloat16 sums
+    assert mine.dtype == torch.bfloat16
+
+
 def test_no_labels_give_a_loss_of_zero_and_zero_gradients():
     hidden, weight, labels = inputs(rows=0)
     loss, each = linear_cross_entropy(hidden, weight, labels)
@@ -106,6 +142,9 @@ def test_a_frozen_side_gets_no_gradient_and_costs_none(frozen):
 
 def test_validation_computes_no_gradients():
     hidden, weight, labels = inputs()
+    said = lambda part: teacher_distribution(torch.zeros(part.stop, VOCAB), DistillPlan())  # noqa: E731
     with torch.no_grad():
         assert count_products(lambda: linear_cross_entropy(hidden, weight, labels)) == 1
+        distilled = lambda: distillation_loss(hidden, weight, labels, said, DistillPlan(), 1.0, ROWS)  # noqa: E731
+        assert count_products(distilled) == 1
     assert count_products(lambda: linear_cross_entropy(hidden, weight, labels)) == 3

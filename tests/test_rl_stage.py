@@ -128,7 +128,7 @@ def killed(tmp_path_factory):
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_run_that_is_killed_goes_on_exactly(killed, kind):
-    """Also with experience waiting (minibatches 2 x epochs 2, saved in the middle), and with rollouts under way."""
+    """Also with experience waiting (minibatches 2 x epochs 2), and with rollouts under way and dropout."""
     folder, codes = killed
     assert codes[kind] == [0, -signal.SIGKILL, 0]
     wanted, until, since = (
@@ -203,6 +203,12 @@ def test_nonsense_is_refused():
     for wrong in ({"group_size": 0}, {"epochs": 0}, {"advantage": "best"}):
         with pytest.raises(ConfigError, match=r"model\.plan"):
             RolloutPlan(**wrong)
+
+
+def test_weights_of_half_precision_are_refused(tmp_path):
+    """Lightning would round the batch with them: log-probabilities, and so the ratios of the first update."""
+    with pytest.raises(ConfigError, match=r"trainer\.precision: bf16-true rounds .* train in bf16-mixed"):
+        fit(stage_of(), data_of(tmp_path), tmp_path, 1, precision="bf16-true")
 
 
 def test_budgets_without_a_rule_are_refused(tmp_path):

@@ -209,6 +209,14 @@ def _refuse_unsuited(model: Any) -> None:
                 f"{config.model_type} scales its logits ({key}={getattr(config, key)}), which the chunked loss "
                 "does not; choose an architecture with plain logits"
             )
+    rope = getattr(config, "rope_parameters", None) or {}
+    scalings = {part.get("rope_type") for part in (rope, *rope.values()) if isinstance(part, dict)}
+    if unsuited := sorted(scalings & {"longrope", "dynamic"}):
+        raise ConfigError(
+            f"rotary scaling {unsuited[0]!r} follows the longest document of a row, so each would depend on the rest; "
+            "give yarn, linear or llama3",
+            "decoder.rope",
+        )
     if getattr(model.get_output_embeddings(), "bias", None) is not None:
         raise ConfigError(f"the head of {config.model_type} has a bias, which the loss leaves out; choose another")
     layers = set(getattr(config, "layer_types", None) or ()) - {"full_attention", "sliding_attention"}

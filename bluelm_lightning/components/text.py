@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from torch import Tensor
 
-from bluelm_lightning.components.attention import DocumentLayout
 from bluelm_lightning.components.base import Component, Decoder
 from bluelm_lightning.components.vlm import VisionLanguageModel
 from bluelm_lightning.errors import DataError
@@ -39,7 +36,3 @@ class LanguageModel(VisionLanguageModel):
             sample = batch.sample_ids[int(batch.tile_segments[0])]
             raise DataError("has a picture, the model reads text alone; choose VisionLanguageModel", f"sample {sample}")
         return self.decoder.embed(batch.ids)
-
-    def forward(self, batch: PackedBatch, cache: Any = None) -> Tensor:
-        layout = DocumentLayout(batch.cu_seqlens, batch.max_seqlen)
-        return self.decoder(self.embed(batch), batch.positions, layout=layout, cache=cache)

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from bluelm_lightning.errors import ConfigError
+from bluelm_lightning.stages.losses import HeadGradients, compute_dtype, scaled
 
 _CHUNK_BYTES = 64 << 20  # float32 logits of the student held at a time
 _TINY = 1e-12
@@ -90,28 +91,27 @@ class _ChunkedLoss(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, hidden: Tensor, weight: Tensor, loss_of: Callable[[Tensor, slice], Tensor], rows: int) -> Any:
-        grad_hidden, grad_weight = torch.zeros_like(hidden), torch.zeros_like(weight)
-        total = torch.zeros((), dtype=torch.float32, device=hidden.device)
-        device = hidden.device.type
-        compute = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else hidden.dtype
+        compute = compute_dtype(hidden)
+        needs = ctx.needs_input_grad
+        gradients = HeadGradients(hidden if needs[0] else None, weight if needs[1] else None, compute)
         matrix = weight.to(compute)
+        total = torch.zeros((), dtype=torch.float32, device=hidden.device)
         for start in range(0, len(hidden), rows):
             part = slice(start, start + rows)
             chunk = hidden[part].to(compute)
-            with torch.enable_grad():
+            with torch.set_grad_enabled(any(needs[:2])):
                 logits = (chunk @ matrix.T).float().detach().requires_grad_()
                 loss = loss_of(logits, part)
-                (grad,) = torch.autograd.grad(loss, logits)
             total += loss.detach()
-            grad_hidden[part] = (grad.to(compute) @ matrix).to(hidden.dtype)
-            grad_weight += (grad.to(compute).T @ chunk).to(weight.dtype)
-        ctx.save_for_backward(grad_hidden, grad_weight)
+            if loss.requires_grad:
+                gradients.add(part, *torch.autograd.grad(loss, logits), chunk, matrix)
+        ctx.dtypes = (hidden.dtype, weight.dtype)
+        ctx.save_for_backward(*gradients.saved())
         return total
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, Tensor | None, None, None]:
-        grad_hidden, grad_weight = ctx.saved_tensors
-        return grad_hidden * grads[0].to(grad_hidden.dtype), grad_weight * grads[0].to(grad_weight.dtype), None, None
+        return *scaled(ctx, grads[0]), None, None
 
 
 def distillation_loss(
@@ -137,6 +137,8 @@ def distillation_loss(
     Returns:
         The loss (differentiable, first order only), and cross-entropy and divergence of each position (float32[M]).
     """
+    if not torch.is_grad_enabled():  # inside the function grad mode is always off, and gradients would be computed
+        hidden, weight = hidden.detach(), weight.detach()
     rows = chunk_rows or max(1, _CHUNK_BYTES // (4 * weight.shape[0]))
     entropies = torch.zeros(len(labels), device=hidden.device)
     divergences = torch.zeros(len(labels), device=hidden.device)

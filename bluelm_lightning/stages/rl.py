@@ -88,6 +88,9 @@ class RLStage(Stage):
         if type(self.engine) is not RolloutEngine:
             refuse(self, "an engine reads whole weights; drop it, or train with DDP", "model.plan.engine")
         check_context(self, "a policy scores whole rollouts")
+        if str(self.trainer.precision) in ("bf16-true", "16-true"):
+            why = f"{self.trainer.precision} rounds the log-probabilities that ratios are made of"
+            raise ConfigError(f"{why}; train in bf16-mixed", "trainer.precision")
         super().configure_model()
 
     def on_fit_start(self) -> None:
@@ -192,7 +195,8 @@ class RLStage(Stage):
     @torch.no_grad()
     def _before(self, item: Experience) -> tuple[Tensor, Tensor]:
         """Log-probabilities and states of an update that is yet to come."""
-        with self.trainer.precision_plugin.forward_context():
+        # no dropout: it would draw from the random stream inside the loader, before a resume has set it
+        with self.trainer.precision_plugin.forward_context(), evaluating(self.vlm):
             batch = item.to(self.device)
             states = self._states(self.vlm, batch)
             return self._score(self.vlm, states, batch)[0], states
