@@ -7,7 +7,6 @@ import pytest
 from tiny_data import Talks, Texts, documents, flat, loader_of, take
 
 from bluelm_lightning.data.balance import choose_balanced
-from bluelm_lightning.data.mixture import hand_out
 from bluelm_lightning.data.packing import choose_rows
 
 
@@ -41,12 +40,9 @@ def loads(balance: bool) -> list[list[tuple[int, set[str]]]]:
 
 
 def test_every_process_sees_every_source():
-    """Equal sources alternate: every fourth sample would be of one source alone."""
+    """Equal sources alternate: every fourth sample of one order would be of one source alone."""
     for batches in loads(False):
         assert set.union(*(sources for _, sources in batches)) == {"talks", "texts"}
-    dealt = [hand_out(67, rank, 4, "key") for rank in range(4)]
-    assert sorted(i for mine in dealt for i in mine) == list(range(67))
-    assert hand_out(5, 0, 1, "key") == [0, 1, 2, 3, 4]
 
 
 def unevenness(balance: bool) -> float:
@@ -56,8 +52,8 @@ def unevenness(balance: bool) -> float:
 
 
 def test_tiles_are_even_over_processes():
-    assert unevenness(False) > 1.7  # seen: 2.07
-    assert unevenness(True) < 1.5  # seen: 1.31; a batch holds 4 tiles or so
+    assert unevenness(False) > 1.5  # seen: 1.64
+    assert unevenness(True) < 1.3  # seen: 1.12; a batch holds 4 tiles or so
 
 
 def test_every_sample_comes_once_and_a_resume_sees_the_same_batches():

@@ -9,6 +9,7 @@ import pytest
 
 from bluelm_lightning.data.mixture import Mixture, shuffled_order
 from bluelm_lightning.errors import ConfigError
+from bluelm_lightning.types import Ref
 
 
 def take(mixture: Mixture, num: int | None = None) -> list:
@@ -191,3 +192,46 @@ BAD = {
 def test_wrong_settings_are_refused(settings, message):
     with pytest.raises(ConfigError, match=message):
         Mixture(**settings)
+
+
+# ---------------------------------------------------------------- processes
+def part(rank: int, world: int, lengths=(50, 31, 4), **options) -> Mixture:
+    mixture = Mixture(lengths, seed=1, **options)
+    mixture.share_out(rank, world)
+    return mixture
+
+
+@pytest.mark.parametrize("world", [2, 3, 8])
+def test_processes_share_every_pass_out_whatever_each_of_them_draws(world):
+    """Their shares differ, and each goes on until it has nothing left: every sample came twice, none to two at once."""
+    parts = [part(rank, world, epochs=[2] * 3, weights=[1.0, rank + 1.0, 5.0]) for rank in range(world)]
+    taken = [take(mixture) for mixture in parts]
+    everything = [ref for refs in taken for ref in refs]
+    assert sorted(everything) == sorted(
+        Ref(i, e, n) for i, num in enumerate((50, 31, 4)) for e in (0, 1) for n in range(num)
+    )
+    assert max(map(len, taken)) - min(map(len, taken)) <= 3, "one a source"
+    one = take(part(0, 1, epochs=[2] * 3))
+    assert sorted(one) == sorted(everything)
+
+
+def test_a_rare_source_does_not_come_to_all_processes_at_once():
+    parts = [take(part(rank, 10, [10_000, 10_000], weights=[9.0, 1.0]), 40) for rank in range(10)]
+    at_once = [sum(refs[step].source for refs in parts) for step in range(40)]
+    assert at_once == [1] * 40
+    assert all(sum(ref.source for ref in refs) == 4 for refs in parts)
+
+
+def test_a_state_fits_the_processes_it_was_saved_for():
+    mixture = part(1, 2)
+    state = mixture.state_dict()
+    part(2, 3).load_state_dict(state)  # nothing was drawn yet
+    wanted = take(mixture, 9)[5:]
+    begun = part(1, 2)
+    take(begun, 5)
+    again = part(1, 2)
+    again.load_state_dict(begun.state_dict())
+    assert take(again, 4) == wanted
+    for rank, world in ((0, 1), (1, 3)):
+        with pytest.raises(ConfigError, match=r"saved for 2 processes that draw for themselves, there are \d"):
+            part(rank, world).load_state_dict(begun.state_dict())

@@ -1,6 +1,7 @@
 """How prompts are asked: the ledger of pass rates, refills, stated budgets, and rollouts that are written ahead."""
 
 from random import Random
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -123,12 +124,19 @@ def test_a_resume_asks_the_same_prompts_and_refuses_other_ones(tmp_path):
 
 
 def test_every_process_asks_every_source():
-    """Two equal sources alternate: by every second prompt, one process would see the first source alone."""
-    sources = [[question(f"{name} {n}", id=f"{name}{n}") for n in range(40)] for name in "ab"]
+    """And no prompt of another, also while shares move and one asks for more: it had fewer that taught something."""
+    sources = [[question(f"{name} {n}", id=f"{name}{n}") for n in range(400)] for name in "ab"]
+    moving = SimpleNamespace(weights_at=lambda collection: [1.0, 0.1 + 0.1 * collection])
     drawn = []
     for rank in range(2):
-        drawer = PromptDrawer(sources, tiny_encoder(), Mixture([40, 40]), PromptPlan(), rank=rank, world_size=2)
-        drawn.append([asked.ref for asked in drawer.draw(30, BudgetRange())])
-    assert not set(drawn[0]) & set(drawn[1])
-    for refs in drawn:
-        assert 8 <= sum(ref.source for ref in refs) <= 22
+        drawer = PromptDrawer(
+            sources, tiny_encoder(), Mixture([400, 400], [1.0, 0.1]), PromptPlan(), rank=rank, world_size=2,
+            course=moving,
+        )  # fmt: skip
+        for _ in range(20):
+            drawer.begin()
+            drawn += [(asked.ref, asked.draw, rank) for asked in drawer.draw(4 + 3 * rank, BudgetRange())]
+    assert len(drawn) == 20 * 11
+    assert len({ref for ref, _, _ in drawn}) == len({number for _, number, _ in drawn}) == len(drawn)
+    for rank in range(2):
+        assert 20 < sum(ref.source for ref, _, of in drawn if of == rank) < 80

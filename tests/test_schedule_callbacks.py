@@ -49,6 +49,20 @@ def test_any_number_of_workers_gives_the_same_batches(workers):
     assert [flat(b) for b in take(moving_loader(workers), 14)] == wanted
 
 
+def test_processes_train_on_samples_of_their_own_while_shares_move():
+    """Their samples differ in length, so one has drawn further than the other when the shares of a batch come."""
+
+    class Slow(Growing):
+        def weights_at(self, cursor):
+            return [1.0 - cursor / 50, 0.1 + cursor / 50]
+
+    sources, options = [Talks(2000), Texts(2000)], {"epochs": None, "course": Slow(), "world_size": 2}
+    batches = [take(loader_of(sources, rank=rank, **options), 40) for rank in (0, 1)]
+    refs = [{ref for batch in mine for ref in batch.refs} for mine in batches]
+    assert min(map(len, refs)) > 150
+    assert not refs[0] & refs[1]
+
+
 @pytest.mark.parametrize("after", [3, 5, 8])
 def test_a_resume_sees_the_same_batches(after):
     wanted = [flat(b) for b in take(moving_loader(0), 14)]

@@ -17,7 +17,7 @@ import torch
 
 from bluelm_lightning.data.balance import LOOKAHEAD, choose_balanced
 from bluelm_lightning.data.fetch import SampleFetcher
-from bluelm_lightning.data.mixture import Mixture, hand_out
+from bluelm_lightning.data.mixture import Mixture
 from bluelm_lightning.data.packing import choose_rows, pack, split_text
 from bluelm_lightning.data.pairs import parts_of
 from bluelm_lightning.data.read_ahead import CHUNK, ReadAhead
@@ -126,6 +126,7 @@ class PackedLoader:
 
     def __iter__(self) -> Iterator[PackedBatch]:
         cursor, stood = self.marked["cursor"], self.marked["mixture"]
+        self.mixture.share_out(self.rank, self.world_size)
         self.mixture.load_state_dict(stood)
         self.skipped, self._consecutive = Counter(self.marked["skipped"]), 0
         self._follow(cursor + 1)
@@ -200,15 +201,14 @@ class PackedLoader:
         """This rank's samples, a chunk at a time, with the mixture's state after each."""
         ahead = None
         if self.num_workers:
-            ahead = ReadAhead(self.fetcher, self.mixture, self.num_workers, self.rank, self.world_size)
+            ahead = ReadAhead(self.fetcher, self.mixture, self.num_workers)
         while True:
             if ahead is not None:
                 ahead.forecast()
             # range first: zip would otherwise draw one reference more and lose it
-            drawn = [ref for _, ref in zip(range(CHUNK * self.world_size), self.mixture)]
-            if not drawn:
+            refs = [ref for _, ref in zip(range(CHUNK), self.mixture)]
+            if not refs:
                 return
-            refs = [drawn[i] for i in hand_out(len(drawn), self.rank, self.world_size, repr(drawn[0]))]
             yield refs, (ahead or self.fetcher.__getitem__)(refs), self.mixture.state_dict()
 
     def _fetch_waiting(self, waiting: list[list[Any]]) -> Iterator[_Pending]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from copy import copy
-from random import Random
 from typing import Any
 
 import numpy as np
@@ -38,6 +37,9 @@ class Mixture:
     that would first be a whole sample behind: after any number of draws each source's count is within one sample of its
     share (taking the one furthest behind misses it by 1.25 with three weights of 9 and nine of 1). The only state is
     credits, counts and rounds.
+
+    Each of several processes has places of its own in the order of every source (see :meth:`share_out`), so no sample
+    goes to two of them, also while shares move and one has drawn more than another.
 
     Args:
         lengths: samples of each source.
@@ -77,7 +79,8 @@ class Mixture:
         self.block_sizes = list(block_sizes or [None] * len(lengths))
         self.seed, self.shuffle, self.window = seed, shuffle, window
         self.admission = admission or Admission([None] * len(lengths))
-        self.credits = [0.0] * len(lengths)
+        self.rank, self.world_size = 0, 1
+        self.credits: list[float] = []  # none: the round has not begun
         self.counts = [0] * len(lengths)
         self.rounds = 1
         self._orders: dict[int, tuple[int, np.ndarray]] = {}
@@ -92,13 +95,17 @@ class Mixture:
     @property
     def spent(self) -> bool:
         """Whether no sample may be seen again, in any round."""
-        bounds = ((count, most, n) for count, most, n in zip(self.counts, self.admission.most, self.lengths))
-        return all(most is not None and count >= most * n for count, most, n in bounds)
+        bounds = enumerate(zip(self.admission.most, self.lengths))
+        return all(most is not None and self._place(i) >= most * n for i, (most, n) in bounds)
+
+    def share_out(self, rank: int, world_size: int) -> None:
+        """Be the part of process ``rank``: one in ``world_size`` places of the order of each source."""
+        self.rank, self.world_size = rank, world_size
 
     def renew(self) -> None:
         """Begin another round."""
         self.rounds += 1
-        self.credits = [0.0] * len(self.lengths)
+        self.credits = []
 
     def copy(self) -> Mixture:
         """One that goes on from here by itself; it shares the orders."""
@@ -122,18 +129,30 @@ class Mixture:
         if not open_:
             raise StopIteration
         open_ = [i for i in open_ if self.weights[i] > 0] or open_  # a share may be 0 for a while
+        if not self.credits:  # processes begin at different draws, or all would take the rare sources at once
+            self.credits = [0.0] * len(self.lengths)
+            for _ in range(self.rank):
+                self._choose(open_)
+        source = self._choose(open_)
+        ref = self._next_of(source)
+        self.counts[source] += 1
+        return ref
+
+    def _choose(self, open_: list[int]) -> int:
         total = sum(self.weights[i] for i in open_) or 1.0
         for i in open_:
             self.credits[i] += self.weights[i] / total
         behind = [i for i in open_ if self.credits[i] > 1e-9] or open_  # a source that ended may have left a debt
         source = min(behind, key=lambda i: ((1.0 - self.credits[i]) / (self.weights[i] or 1.0), i))
         self.credits[source] -= 1.0
-        ref = self._next_of(source)
-        self.counts[source] += 1
-        return ref
+        return source
+
+    def _place(self, source: int) -> int:
+        """Of the samples of a source, over all passes, the next that is this process's."""
+        return self.counts[source] * self.world_size + (self.rank + source) % self.world_size
 
     def _next_of(self, source: int) -> Ref:
-        epoch, place = divmod(self.counts[source], self.lengths[source])
+        epoch, place = divmod(self._place(source), self.lengths[source])
         return Ref(source, epoch, int(self._order(source, epoch)[place]))
 
     def _find(self, source: int) -> bool:
@@ -142,9 +161,9 @@ class Mixture:
         end = float("inf") if limit is None else limit * self.rounds
         if most is not None:
             end = min(end, most * self.lengths[source])
-            while self.counts[source] < end and not self.admission.admits(self._next_of(source)):
+            while self._place(source) < end and not self.admission.admits(self._next_of(source)):
                 self.counts[source] += 1
-        return self.counts[source] < end
+        return self._place(source) < end
 
     def _order(self, source: int, epoch: int) -> np.ndarray:
         held = self._orders.get(source)
@@ -158,19 +177,18 @@ class Mixture:
         return held[1]
 
     def state_dict(self) -> dict[str, Any]:
-        return {"credits": list(self.credits), "counts": list(self.counts), "rounds": self.rounds}
+        state = {"credits": list(self.credits), "counts": list(self.counts), "rounds": self.rounds}
+        return state if self.world_size == 1 else {**state, "processes": self.world_size}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Raises ConfigError: the state is of another number of processes, or of when they had no places of their own.
+
+        One where nothing was drawn yet fits any number.
+        """
+        if any(state["counts"]) and state.get("processes", 1) != self.world_size:
+            raise ConfigError(
+                f"the order of samples was saved for {state.get('processes', 1)} processes that draw for themselves, "
+                f"there are {self.world_size}; start a new run with --init_from",
+                "data",
+            )
         self.credits, self.counts, self.rounds = list(state["credits"]), list(state["counts"]), state["rounds"]
-
-
-def hand_out(count: int, rank: int, world_size: int, key: str) -> list[int]:
-    """Which of ``count`` samples, drawn in this order, a process takes; each sample goes to one.
-
-    Not every ``world_size``-th: a mixture alternates between its sources, and with two equal ones and an even number
-    of processes half of them would see nothing but the first source. ``key`` seeds the order.
-    """
-    order = list(range(count))
-    if world_size > 1:
-        Random(key).shuffle(order)
-    return sorted(order[rank::world_size])

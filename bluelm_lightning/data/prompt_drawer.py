@@ -12,7 +12,7 @@ from bluelm_lightning.data.budgets import BudgetRange
 from bluelm_lightning.data.encode import Encoder
 from bluelm_lightning.data.ledger import PassRateLedger
 from bluelm_lightning.data.loader import Course
-from bluelm_lightning.data.mixture import Mixture, hand_out
+from bluelm_lightning.data.mixture import Mixture
 from bluelm_lightning.errors import ConfigError, DataError
 from bluelm_lightning.types import Prompt, Ref, Source
 
@@ -70,7 +70,7 @@ class PromptDrawer:
         plan: see :class:`PromptPlan`.
         thinking_shares: for each source, the share of prompts that ask for thinking; None = all.
         ledger: passes over prompts that teach nothing; None: every prompt is asked.
-        rank, world_size: of every ``world_size`` prompts this process takes one, by no fixed place.
+        rank, world_size: this process draws every ``world_size``-th number.
         course: which shares the sources have, by number of the collection; default: those of the mixture.
     """
 
@@ -87,6 +87,9 @@ class PromptDrawer:
     draws: int = field(default=0, init=False)
     skipped: int = field(default=0, init=False)
     refused: int = field(default=0, init=False)
+
+    def __post_init__(self) -> None:
+        self.mixture.share_out(self.rank, self.world_size)
 
     def begin(self) -> None:
         """A collection begins: its shares hold."""
@@ -120,17 +123,15 @@ class PromptDrawer:
         return asked
 
     def _next(self) -> Ref | None:
-        """The next sample of this process; None for one of another."""
+        """The next sample; None at the end of a round."""
         ref = next(self.mixture, None)
         if ref is None:  # every source has had its epochs
             if self.mixture.spent:
                 raise DataError("every prompt has been asked max_repeats times; raise data.sources.max_repeats")
             self.mixture.renew()
             return None
-        turn, place = divmod(self.draws, self.world_size)
-        self.draws += 1
-        (mine,) = hand_out(self.world_size, self.rank, self.world_size, f"{self.plan.seed}/{turn}")
-        return ref if place == mine else None
+        self.draws += self.world_size if self.draws else self.rank + 1  # no process has the number of another
+        return ref
 
     def _chance(self) -> Random:
         return Random(f"ledger {self.plan.seed}/{self.draws}")

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from bluelm_lightning.data.fetch import SampleFetcher, ShippedFetcher
-from bluelm_lightning.data.mixture import Mixture, hand_out
+from bluelm_lightning.data.mixture import Mixture
 from bluelm_lightning.types import Encoded, Ref, Skipped
 
 CHUNK = 16  # samples a worker encodes at a time; part of the order, so it does not depend on the number of workers
@@ -27,14 +27,10 @@ class ReadAhead:
         fetcher: reads and encodes.
         mixture: the order; only copied.
         num_workers: processes; at least 1.
-        rank: this process among ``world_size``: it reads its part of each chunk.
-        world_size: number of training processes.
     """
 
-    def __init__(
-        self, fetcher: SampleFetcher, mixture: Mixture, num_workers: int, rank: int = 0, world_size: int = 1
-    ) -> None:
-        self.fetcher, self.mixture, self.rank, self.world_size = fetcher, mixture, rank, world_size
+    def __init__(self, fetcher: SampleFetcher, mixture: Mixture, num_workers: int) -> None:
+        self.fetcher, self.mixture = fetcher, mixture
         self._forecast, self._weights = mixture.copy(), list(mixture.weights)
         self._ready: OrderedDict[Ref, Encoded | Skipped] = OrderedDict()
         self._underway: list[list[Ref]] = []
@@ -66,12 +62,11 @@ class ReadAhead:
     def _keys(self) -> Iterator[list[Ref]]:
         while True:
             # range first: zip would otherwise draw one reference more and lose it
-            drawn = [ref for _, ref in zip(range(CHUNK * self.world_size), self._forecast)]
+            drawn = [ref for _, ref in zip(range(CHUNK), self._forecast)]
             if not drawn:
                 return
             known = {ref for chunk in self._underway for ref in chunk}
-            own = hand_out(len(drawn), self.rank, self.world_size, repr(drawn[0]))
-            mine = [drawn[i] for i in own if drawn[i] not in known and drawn[i] not in self._ready]
+            mine = [ref for ref in drawn if ref not in known and ref not in self._ready]
             if mine:
                 self._underway.append(mine)
                 yield mine
