@@ -251,9 +251,9 @@ class StageModel(Protocol):
 class Learner(Protocol):
     """What a loader of prompts asks of a stage that learns from its own rollouts.
 
-    ``write`` answers prompts and scores the answers; ``learn`` makes experience of them; ``informative`` counts groups
-    that teach something, and ``pass_rates`` gives the share of right answers by group. A learner that is ``ahead``
-    writes in another thread, with the weights of the last ``snapshot``.
+    ``write`` answers prompts, if need be none, and scores the answers; ``learn`` makes experience of them;
+    ``informative`` counts groups that teach something, and ``pass_rates`` gives the share of right answers by group. A
+    learner that is ``ahead`` writes in another thread, with the weights of the last ``snapshot``.
     """
 
     ahead: bool

@@ -16,6 +16,7 @@ from bluelm_lightning.data.prompt_drawer import PromptDrawer, PromptPlan
 from bluelm_lightning.errors import ConfigError
 from bluelm_lightning.rl.policy_loss import PolicyLoss
 from bluelm_lightning.rl.rewards import Reward, RewardRouter
+from bluelm_lightning.stages import RLStage
 from bluelm_lightning.types import Ref, Score
 
 
@@ -69,6 +70,18 @@ def test_refills_make_up_for_groups_that_teach_nothing(tmp_path):
     assert sum(without) > 0
     assert min(few) < 4
     assert full == [4] * 3
+
+
+def test_a_collection_calls_the_learner_equally_often_whatever_it_taught(tmp_path, monkeypatch):
+    """Processes wait for each other there, and one of them may need fewer refills."""
+    calls, write = [], RLStage.write
+    monkeypatch.setattr(
+        RLStage, "write", lambda self, prompts, **o: calls.append(len(prompts)) or write(self, prompts, **o)
+    )
+    teaching(tmp_path, 3, refills=4)
+    assert len(calls) == 3 * 5
+    assert calls[::5] == [4] * 3
+    assert 0 in calls
 
 
 def test_stated_budgets_are_kept_by_the_traces(tmp_path):

@@ -164,8 +164,11 @@ def test_the_limiter_spaces_calls_and_the_breaker_opens_once():
     assert breaker.allows()
     breaker.report(False)
     assert not breaker.allows()
+    assert not breaker.due
     clock[0] = 6.0
+    assert [breaker.due, breaker.due] == [True, True]  # looking takes nobody's turn
     assert breaker.allows()
+    assert not breaker.due
     assert not breaker.allows()  # one at a time, until it reports
     breaker.report(True)
     assert breaker.allows()

@@ -11,6 +11,7 @@ from rollouts import rollout
 
 from bluelm_lightning.errors import ConfigError
 from bluelm_lightning.rl.rewards import RemoteReward
+from bluelm_lightning.rl.rewards.limits import CircuitBreaker
 
 
 @contextmanager
@@ -100,6 +101,32 @@ def test_back_pressure_and_the_least_busy_first():
         assert most_b[1] <= 2
         assert len(seen_a) + len(seen_b) == 16
         assert min(len(seen_a), len(seen_b)) >= 4
+
+
+def test_each_service_that_failed_is_tried_again_after_its_pause():
+    clock = [0.0]
+    with (
+        service() as (up, done, _),
+        service() as (b, seen_b, _),
+        service() as (c, seen_c, _),
+        service(lambda items: 500) as (down, seen_down, _),
+    ):
+        made = RemoteReward([up, b, c, down], chunk=1, in_flight=1)
+        for url in (b, c, down):
+            made._breakers[url] = CircuitBreaker(1, 30.0, now=lambda: clock[0])
+            made._breakers[url].report(False)
+        made.score(batch(4))
+        assert (len(done), len(seen_b), len(seen_c), len(seen_down)) == (4, 0, 0, 0)
+        clock[0] = 31.0
+        for _ in range(3):  # however free the first one is
+            assert made.score(batch(1))[0].value == 0.0
+        assert (len(done), len(seen_b), len(seen_c), len(seen_down)) == (5, 1, 1, 1)
+        made.score(batch(4))
+        assert len(seen_down) == 1
+        assert not made._breakers[b].open
+        clock[0] = 62.0
+        made.score(batch(1))
+        assert len(seen_down) == 2
 
 
 def test_services_are_read_from_a_file_each_time(tmp_path):

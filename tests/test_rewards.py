@@ -30,6 +30,9 @@ def values(reward, rollouts):
         (ExactMatch(), "Red", ["red</s>"], ["reddish</s>"]),
         (NumericMatch(), "1,234.5", ["it is 1234.50</s>", "\\boxed{1234.5} or 7</s>"], ["1234</s>", "none</s>"]),
         (NumericMatch(0.01), "100", ["100.9</s>", "-3, 99.5</s>"], ["102</s>", "-100</s>"]),
+        (NumericMatch(), "2.5e-7", ["2.5e-7</s>", "0.00000025</s>"], ["0</s>", "-9e-7</s>", "2.51e-7</s>"]),
+        (NumericMatch(0.1), "-0.5", ["-0.54</s>"], ["-0.56</s>", "0.5</s>"]),
+        (NumericMatch(0.1), "0", ["0.0</s>", "-0</s>"], ["1e-9</s>"]),
         (MultipleChoice(), "B", ["B</s>", "(b)</s>", "B. red</s>", "so \\boxed{B}</s>"], ["Blue</s>", "A</s>", "</s>"]),
         (MultipleChoice(), "(C)", ["C</s>"], ["D</s>"]),
     ],
@@ -144,3 +147,21 @@ def test_a_reward_model_reads_prompt_and_answer(tmp_path):
     assert alone == pytest.approx(values, abs=1e-5)
     deep = [score.value for score in RewardModel(model, thinking=True, squash=False).score(batch)]
     assert abs(deep[0] - deep[1]) > 1e-3
+
+
+def test_a_reward_model_reads_nothing_where_there_is_no_answer(monkeypatch):
+    torch.manual_seed(0)
+    model = DiscriminativeRewardModel(tiny_vlm(), 16)
+    torch.nn.init.normal_(model.head.out.weight)
+    answered = [rollout("<think>12</think>8</s>"), rollout("9</s>")]
+    without = [rollout(text) for text in ("<think>12", "<think>1212</s>", "<think>12</think>8", "<think>1</think></s>")]
+    mixed = [without[0], answered[0], *without[1:3], answered[1], without[3]]
+    for options in ({}, {"thinking": True}):
+        first, second = values(RewardModel(model, **options), answered)
+        wanted = [0.0, first, 0.0, 0.0, second, 0.0]
+        assert values(RewardModel(model, **options), mixed) == pytest.approx(wanted, abs=1e-6)
+    raw = RewardModel(model, squash=False).score(mixed)
+    assert [score.value is None for score in raw] == [True, False, True, True, False, True]
+    assert "no answer" in raw[0].reason
+    monkeypatch.setattr(model, "forward", None)
+    assert values(RewardModel(model), without) == [0.0] * 4

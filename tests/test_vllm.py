@@ -1,16 +1,25 @@
 """The vLLM engine: budgets kept stretch by stretch, and a real server (slow: ``make test-slow`` installs it)."""
 
+import json
 import os
 import random
 import socket
 import subprocess
+import threading
 import time
 import urllib.request
+from collections import Counter
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
 import torch
+from lightning.pytorch.strategies import DDPStrategy
+from processes import in_ranks
 from rl_runs import Questions, WantsLowIds, data_of, fit, stage_of
+from safetensors.torch import load_file
+from test_prompt_loop import Parity
 from test_rl_stage import Peek
 from tiny import prompt, tiny_decoder, tiny_tokenizer, tiny_vit
 
@@ -85,6 +94,109 @@ def test_a_server_that_is_not_there_is_named():
         engine._post("/reset_prefix_cache", {})
     with pytest.raises(ConfigError, match="no http address"):
         VLLMEngine("localhost:8000", "w")
+
+
+@contextmanager
+def stub(colocated=False, refuses=""):
+    """A server that draws tokens by the seed; yields its address, its count of calls, and what was done wrongly."""
+    calls, wrong, lock = Counter(), [], threading.Lock()
+    under_way = [0]
+    asleep = [colocated]
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_POST(self):
+            body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+            with lock:
+                calls[self.path] += 1
+                if self.path != "/v1/completions" and under_way[0]:
+                    wrong.append(f"{self.path} beside {under_way[0]} requests")
+                if self.path in ("/wake_up", "/sleep?level=1") and asleep[0] != (self.path == "/wake_up"):
+                    wrong.append(f"{self.path} twice")
+                asleep[0] = {"/wake_up": False, "/sleep?level=1": True}.get(self.path, asleep[0])
+                if self.path == "/v1/completions" and asleep[0]:
+                    wrong.append("asked in its sleep")
+                under_way[0] += self.path == "/v1/completions"
+            said = {}
+            if self.path == "/collective_rpc":
+                try:
+                    for _ in range(3):
+                        load_file(f"{body['kwargs']['weights_path']}/model.safetensors")
+                        time.sleep(0.02)
+                except Exception as error:
+                    wrong.append(f"{type(error).__name__}: {error}")
+            if self.path == "/v1/completions":
+                time.sleep(body["seed"] % 4 * 0.01)
+                tokens = [40 + body["seed"] % 40] * body["max_tokens"]
+                said = {"choices": [{"token_ids": tokens, "logprobs": {"token_logprobs": [-1.0] * len(tokens)}}]}
+                with lock:
+                    under_way[0] -= 1
+            self.send_response(500 if self.path == refuses else 200)
+            self.end_headers()
+            self.wfile.write(json.dumps(said).encode())
+
+        def log_message(self, *args):
+            pass
+
+    made = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    threading.Thread(target=made.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True).start()
+    try:
+        yield f"http://127.0.0.1:{made.server_port}", calls, wrong
+    finally:
+        made.shutdown()
+        made.server_close()
+
+
+@pytest.mark.parametrize("colocated", [False, True])
+def test_of_several_processes_one_loads_the_server_while_no_other_asks(tmp_path, colocated):
+    with stub(colocated) as (url, calls, wrong):
+
+        def work(rank: int) -> None:
+            engine, vlm = VLLMEngine(url, str(tmp_path / "weights"), colocated=colocated), wide_vlm()
+            for step in range(4):
+                for call in range(2):
+                    asked = [Prompt(None, prompt(), True, None, seed=n) for n in range(0 if rank == call == 1 else 3)]
+                    rollouts = engine.write(vlm, asked, tiny_tokenizer(), Sampling(2, 1.0), 2, None, 2, step)
+                    assert len(rollouts) == 2 * len(asked)
+            engine.write(vlm, [], tiny_tokenizer(), Sampling(2, 1.0), 2, None, 2, 3)  # nobody asks: let it sleep
+
+        in_ranks(work, tmp_path)
+        assert not wrong
+        assert calls["/collective_rpc"] == calls["/reset_prefix_cache"] == 4
+        assert calls["/v1/completions"] == 4 * 3 * 3 * 2
+        assert calls["/wake_up"] == calls["/sleep?level=1"] == 8 * colocated
+
+
+@pytest.mark.parametrize("broken", ["server", "folder"])
+def test_what_the_loading_process_cannot_do_fails_in_all(tmp_path, broken):
+    (tmp_path / "file").touch()
+    with stub(refuses="/collective_rpc" if broken == "server" else "") as (url, calls, _):
+
+        def work(rank: int) -> None:
+            engine = VLLMEngine(url, str(tmp_path / ("weights" if broken == "server" else "file/weights")))
+            said = "/collective_rpc: answered 500" if broken == "server" else "file/weights"
+            with pytest.raises(DataError, match=said):
+                engine.write(wide_vlm(), [], tiny_tokenizer(), Sampling(2, 1.0), 2, None, 2, 0)
+
+        in_ranks(work, tmp_path)
+        assert calls["/collective_rpc"] == (broken == "server")
+
+
+@pytest.mark.parametrize("ahead", [False, True])
+def test_processes_with_unequal_refills_train_beside_a_colocated_server(tmp_path, monkeypatch, ahead):
+    with stub(colocated=True) as (url, calls, wrong):
+
+        def work(rank: int) -> None:
+            monkeypatch.setenv("LOCAL_RANK", str(rank))
+            engine = VLLMEngine(url, str(tmp_path / "weights"), colocated=True)
+            stage = stage_of(rewards=RewardRouter({"parity": Parity()}), plan={"engine": engine, "ahead": ahead})
+            data = data_of(tmp_path / f"{rank}", Questions(12), prompts_per_step=2, refills=3)
+            strategy = DDPStrategy(process_group_backend="gloo")
+            fit(stage, data, tmp_path, 3, devices=2, strategy=strategy, use_distributed_sampler=False)
+
+        in_ranks(work, tmp_path)
+        assert not wrong
+        assert calls["/collective_rpc"] == 3
+        assert calls["/wake_up"] == calls["/sleep?level=1"] > 3 + ahead
 
 
 @pytest.fixture(scope="module")

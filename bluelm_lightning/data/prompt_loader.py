@@ -93,11 +93,11 @@ class PromptLoader:
         scored: list[Scored] = []
         self.drawer.begin()
         for _ in range(1 + refills):
-            new = self.drawer.draw(count - self.learner.informative(scored), budgets)
+            missing = count - self.learner.informative(scored)
+            new = self.drawer.draw(missing, budgets) if missing > 0 else []
+            # with nothing to ask, too: another process may have, and all must call equally often
             scored += self.learner.write([item.prompt for item in new], first_group=len(asked))
             asked += new
-            if self.learner.informative(scored) >= count:
-                break
         self.drawer.record(asked, self.learner.pass_rates(scored))
         return scored
 

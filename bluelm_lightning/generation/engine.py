@@ -114,7 +114,10 @@ class RolloutEngine:
         batch_size: int,
         step: int,
     ) -> list[Rollout]:
-        """See :func:`roll_out`; ``vlm`` holds the weights that must write."""
+        """See :func:`roll_out`; ``vlm`` holds the weights that must write.
+
+        Of several processes each calls it equally often, one with nothing left to ask without prompts.
+        """
         return roll_out(vlm, prompts, tokenizer, sampling, group_size, budget, batch_size, step)
 
 

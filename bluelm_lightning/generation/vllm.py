@@ -16,12 +16,14 @@ import base64
 import io
 import json
 import shutil
+import socket
 import urllib.error
 import urllib.request
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import torch
 from torch import Tensor
@@ -34,6 +36,7 @@ from bluelm_lightning.generation.budget import BudgetState, ThinkingBudget
 from bluelm_lightning.generation.decode import Written, forbidden
 from bluelm_lightning.generation.engine import RolloutEngine, evaluating, rollout_of
 from bluelm_lightning.generation.sampling import Sampling
+from bluelm_lightning.generation.together import everyone, once
 from bluelm_lightning.types import Prompt, Rollout
 
 _NEVER = -100.0  # logit bias: a probability of e^-100
@@ -44,6 +47,8 @@ class VLLMEngine(RolloutEngine):
 
     Before the first rollouts of an optimizer step the decoder is written to ``weights_dir``, which the server must see,
     and the server reloads it. A rollout is reproducible by its prompt's seed as far as the server's arithmetic is.
+    Of several processes that train together the first alone does this, and wakes a server or lets it sleep, while no
+    other has a request under way; if that fails, it fails in all.
 
     Args:
         url: the server, ``http://host:8000``.
@@ -72,6 +77,8 @@ class VLLMEngine(RolloutEngine):
         self.url, self.weights_dir, self.model = url.rstrip("/"), Path(weights_dir), model
         self.colocated, self.concurrency, self.timeout_s = colocated, concurrency, timeout_s
         self._loaded: int | None = None  # step of the weights that the server holds
+        here = urlsplit(self.url).hostname in ("localhost", "127.0.0.1", "::1")  # each machine's own
+        self._server = f"{self.url} on {socket.gethostname()}" if here else self.url
 
     @torch.no_grad()
     def write(
@@ -85,11 +92,15 @@ class VLLMEngine(RolloutEngine):
         batch_size: int,
         step: int,
     ) -> list[Rollout]:
-        """See :func:`roll_out`. Raises DataError: the server cannot be reached, or refuses."""
-        if self.colocated:
-            self._post("/wake_up", {})
-        if self._loaded != step:
-            self._load(vlm)
+        """See :func:`roll_out`; every process must call it equally often, if need be without prompts.
+
+        Raises:
+            DataError: the server cannot be reached, or refuses.
+        """
+        if self.colocated and not any(everyone(bool(prompts))):
+            return []
+        if self.colocated or self._loaded != step:
+            once(self._server, lambda: self._make_ready(vlm, step))
             self._loaded = step
         never = forbidden(vlm.vocab_size, tokenizer).nonzero().flatten().tolist()
         jobs = []
@@ -102,7 +113,7 @@ class VLLMEngine(RolloutEngine):
                     jobs.append((prompt, group, pool.submit(self._answer, start, (prompt.seed, copy), *fixed)))
             written = [(job.result(), prompt, group) for prompt, group, job in jobs]
         if self.colocated:
-            self._post("/sleep?level=1", {})
+            once(self._server, lambda: self._post("/sleep?level=1", {}))
         return [rollout_of(item, prompt, group, tokenizer, step) for item, prompt, group in written]
 
     def _start(self, vlm: VisionLanguageModel, prompt: Prompt) -> Tensor | list[int]:
@@ -162,6 +173,12 @@ class VLLMEngine(RolloutEngine):
             body["prompt_embeds"] = base64.b64encode(file.getvalue()).decode()
         choice = json.loads(self._post("/v1/completions", body))["choices"][0]
         return choice["token_ids"], choice["logprobs"]["token_logprobs"]
+
+    def _make_ready(self, vlm: VisionLanguageModel, step: int) -> None:
+        if self.colocated:
+            self._post("/wake_up", {})
+        if self._loaded != step:
+            self._load(vlm)
 
     def _load(self, vlm: VisionLanguageModel) -> None:
         """The decoder's present weights into the server."""

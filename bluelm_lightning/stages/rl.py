@@ -115,7 +115,7 @@ class RLStage(Stage):
         if self.budget is None and any(prompt.budget is not None for prompt in prompts):
             raise ConfigError("the data draws thinking budgets; give the stage its reserve", "model.budget")
         gather(self)  # until learn(); before the next line, since every process must
-        if not prompts:
+        if not prompts and self.trainer.world_size == 1:  # else the engine may have to do something with the others
             return []
         vlm, step = (self.writer, int(self.written_at)) if self.writer is not None else (self.vlm, self.global_step)
         fixed = (self.tokenizer, self.sampling, self.plan.group_size, self.budget, self.plan.batch_size)

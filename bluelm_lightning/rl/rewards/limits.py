@@ -63,6 +63,12 @@ class CircuitBreaker:
         with self._lock:
             return self._failures >= self.limit
 
+    @property
+    def due(self) -> bool:
+        """Whether the pause is over and the next caller would be the one that may try; asking takes nobody's turn."""
+        with self._lock:
+            return self._failures >= self.limit and self._now() >= self._until
+
     def report(self, worked: bool) -> None:
         with self._lock:
             self._failures = 0 if worked else self._failures + 1

@@ -17,7 +17,9 @@ from bluelm_lightning.types import IGNORE, Encoded, Rollout, Score
 class RewardModel(Reward):
     """The score of prompt and answer under a :class:`DiscriminativeRewardModel`, in (0, 1) unless ``squash`` is off.
 
-    It reads the policy's own token ids, so it must have been trained with the policy's tokenizer.
+    It reads the policy's own token ids, so it must have been trained with the policy's tokenizer. Where there is no
+    answer (the thinking never closed, or the limit cut it) it reads nothing: the score is the lowest, 0, as the
+    judge's is; without ``squash`` there is no lowest, and the score is missing.
 
     Args:
         model: the reward model.
@@ -49,12 +51,14 @@ class RewardModel(Reward):
 
     @torch.no_grad()
     def score(self, rollouts: Sequence[Rollout]) -> list[Score]:
-        documents = [self._document(rollout) for rollout in rollouts]
+        documents = [self._document(rollout) for rollout in rollouts if rollout.generation.answer]
         values: list[float] = []
         for heap in self._heaps(documents):
             scores = self.model(pack([heap], sum(map(len, heap)), 0).to(self.device))
             values += (scores.sigmoid() if self.squash else scores).tolist()
-        return [Score(value) for value in values]
+        read = iter(values)
+        none = Score(0.0) if self.squash else Score(None, "there is no answer to score; squash makes it a 0")
+        return [Score(next(read)) if rollout.generation.answer else none for rollout in rollouts]
 
     def _document(self, rollout: Rollout) -> Encoded:
         prompt, written = rollout.prompt.encoded, rollout.ids

@@ -46,7 +46,7 @@ class NumericMatch(RuleReward):
     """The last number of the answer (or of its ``\\boxed{}``) is the reference's.
 
     Args:
-        tolerance: greatest relative difference.
+        tolerance: greatest difference, as a share of the reference; a reference of 0 wants exactly 0.
     """
 
     def __init__(self, tolerance: float = 1e-6) -> None:
@@ -58,7 +58,7 @@ class NumericMatch(RuleReward):
         found, wanted = last_number(boxed(answer) or answer), last_number(boxed(reference) or reference)
         if found is None or wanted is None:
             return False
-        return abs(found - wanted) <= self.tolerance * max(1.0, abs(wanted))
+        return abs(found - wanted) <= self.tolerance * abs(wanted)
 
 
 class MultipleChoice(RuleReward):

@@ -24,7 +24,8 @@ class RemoteReward(Reward):
 
     An item holds ``id``, ``question``, ``reference``, ``completion``, ``thinking``, ``answer``, and ``meta``.
     Rollouts travel in chunks, each to the endpoint with the fewest requests under way; a chunk that fails goes to
-    another endpoint. An endpoint that fails is left alone for ``pause_s`` seconds. What nobody scored is missing.
+    another endpoint. An endpoint that fails is left alone for ``pause_s`` seconds; then one chunk goes to it, however
+    busy the others are, and says whether it is back. What nobody scored is missing.
 
     Args:
         urls: addresses, or one path to a file with an address a line, which is read again for every batch: services may
@@ -93,12 +94,15 @@ class RemoteReward(Reward):
     def _acquire(self, urls: list[str]) -> str | None:
         """An endpoint with room, waiting for one if all are busy; None if none of them is up."""
         with self._changed:
-            open_ = [url for url in urls if self._breaker(url).allows()]
-            if not open_:
-                return None
             while True:
-                url = min(open_, key=lambda u: self._busy.get(u, 0))
-                if self._busy.get(url, 0) < self.in_flight:
+                due = {url for url in urls if self._breaker(url).due}
+                up = [url for url in urls if url in due or not self._breaker(url).open]
+                if not up:
+                    return None
+                free = [url for url in up if self._busy.get(url, 0) < self.in_flight]
+                if free:
+                    url = min(free, key=lambda u: (u not in due, self._busy.get(u, 0)))
+                    self._breaker(url).allows()  # takes the trial, of the chosen one alone
                     self._busy[url] = self._busy.get(url, 0) + 1
                     return url
                 self._changed.wait()
