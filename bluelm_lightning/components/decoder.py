@@ -210,7 +210,7 @@ def _refuse_unsuited(model: Any) -> None:
                 "does not; choose an architecture with plain logits"
             )
     rope = getattr(config, "rope_parameters", None) or {}
-    scalings = {part.get("rope_type") for part in (rope, *rope.values()) if isinstance(part, dict)}
+    scalings = {str(part.get("rope_type")) for part in (rope, *rope.values()) if isinstance(part, dict)}
     if unsuited := sorted(scalings & {"longrope", "dynamic"}):
         raise ConfigError(
             f"rotary scaling {unsuited[0]!r} follows the longest document of a row, so each would depend on the rest; "

@@ -104,7 +104,8 @@ class _ChunkedLoss(torch.autograd.Function):
                 loss = loss_of(logits, part)
             total += loss.detach()
             if loss.requires_grad:
-                gradients.add(part, *torch.autograd.grad(loss, logits), chunk, matrix)
+                (grad,) = torch.autograd.grad(loss, logits)
+                gradients.add(part, grad, chunk, matrix)
         ctx.dtypes = (hidden.dtype, weight.dtype)
         ctx.save_for_backward(*gradients.saved())
         return total
