@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -54,7 +55,6 @@ class KeyDataResampling(L.Callback):
         self.policy, self.every_n_steps, self.ledger = policy, every_n_steps, ledger
         self.resampler: Any = None  # of the data module
         self._step = 0
-        self._scored: list[Any] = []  # the collection that was observed last
         self._epochs: dict[str, float] = {}
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
@@ -90,14 +90,12 @@ class KeyDataResampling(L.Callback):
         self.resampler.observe(self._step, batch.refs, *losses, tokens)
 
     def _observe_rates(self, stage: Any) -> None:
-        """Once for each collection that is learnt from."""
-        if stage.scored is self._scored:
-            return
-        self._scored = stage.scored
-        prompts: dict[int, Prompt] = {item.rollout.group: item.rollout.prompt for item in stage.scored}
-        rates = sorted(stage.pass_rates(stage.scored).items())
-        known = [(prompts[group].ref, rate) for group, rate in rates]
-        self.resampler.observe_rates(self._step, [ref for ref, _ in known], [rate for _, rate in known])  # type: ignore[misc]
+        """Every prompt that was asked since the last batch, also where nothing was learnt from the answers."""
+        for scored in stage.collected:
+            prompts: dict[int, Prompt] = {item.rollout.group: item.rollout.prompt for item in scored}
+            rates = stage.pass_rates(scored)
+            refs = [prompt.ref for prompt in prompts.values()]
+            self.resampler.observe_rates(self._step, refs, [rates.get(group, math.nan) for group in prompts])
 
     def _show(self, trainer: L.Trainer) -> None:
         self._epochs = {row["source"]: row["epochs"] for row in self.resampler.rows}
