@@ -117,6 +117,8 @@ class KeyDataResampler:
     def _enter(self, key: tuple[int, int, int, int], parts: np.ndarray) -> None:
         step, source, epoch, index = key
         loss, labelled, tokens = (float(parts[:, n].sum()) for n in range(3))
+        if not np.isfinite(loss):  # as in a step that LossSpikes skips: no loss, or every later mean would be none
+            loss = labelled = 0.0
         ledger = self.ledger.sources[self.names[source]]
         values = {"loss": loss / labelled} if labelled else {}
         if not np.isnan(parts[:, 3]).all():
