@@ -261,6 +261,17 @@ def test_a_step_that_is_skipped_for_its_loss_does_not_end_the_run(fit):  # noqa:
     assert len(held.totals.periods) == 3
 
 
+@pytest.mark.parametrize("name", ["blocked/ledger.npz", "folder"])
+def test_a_ledger_that_cannot_be_written_is_refused_before_training(fit, tmp_path, name):  # noqa: F811
+    (tmp_path / "blocked").write_text("a file where the folder should be")
+    (tmp_path / "folder").mkdir()
+    with pytest.raises(ConfigError, match=rf"trainer\.callbacks\.ledger: .*{name}"):
+        fit(KeyDataResampling(InverseFrequency(), ledger=str(tmp_path / name)))
+    assert list((tmp_path / "folder").iterdir()) == []
+    fit(KeyDataResampling(InverseFrequency(), ledger=str(tmp_path / "new" / "ledger.npz")), steps=1)
+    assert [path.name for path in (tmp_path / "new").iterdir()] == ["ledger.npz"]
+
+
 def test_two_callbacks_cannot_both_move_the_shares(fit, tmp_path):  # noqa: F811
     both = ShareSchedule([SharePoint(0, {"tiny": 1.0})]), KeyDataResampling(InverseFrequency())
     for pair in (both, both[::-1]):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
+from tempfile import NamedTemporaryFile
 from typing import Any
 
 import lightning as L
@@ -45,8 +46,8 @@ class KeyDataResampling(L.Callback):
         ledger: its file, written with every checkpoint and at the end; default: none, the run begins with an empty one.
 
     Raises:
-        ConfigError: a number below 1, another callback that moves the shares, a ledger of other sources, or a stage
-            that gives neither losses of documents nor pass rates.
+        ConfigError: a number below 1, another callback that moves the shares, a ledger of other sources or one that
+            cannot be written, or a stage that gives neither losses of documents nor pass rates.
     """
 
     def __init__(self, policy: SharePolicy, every_n_steps: int = 100, ledger: str | None = None) -> None:
@@ -58,6 +59,11 @@ class KeyDataResampling(L.Callback):
         self._epochs: dict[str, float] = {}
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        if self.ledger is not None:
+            unfit = _why_unfit(Path(self.ledger)) if trainer.is_global_zero else ""
+            unfit = trainer.strategy.broadcast(unfit)  # all stop, or the others would wait for the first
+            if unfit:
+                raise ConfigError(f"{unfit}; name a file in a folder that can be written", "trainer.callbacks.ledger")
         run = str(Path(trainer.default_root_dir).absolute())
         self.resampler = trainer.datamodule.resample(self.policy, self.ledger, run)  # type: ignore[attr-defined]
 
@@ -128,3 +134,15 @@ class KeyDataResampling(L.Callback):
         self.resampler.gather()
         if trainer.is_global_zero:
             self.resampler.save()
+
+
+def _why_unfit(path: Path) -> str:
+    """Why no ledger can be written there, empty if it can: found before training, not when the first is saved."""
+    try:
+        if path.is_dir():
+            return f"{path} is a folder"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with NamedTemporaryFile(dir=path.parent, prefix=f".{path.name}."):  # a ledger is written beside its old file
+            return ""
+    except OSError as error:
+        return f"{path} cannot be written ({error.strerror})"
