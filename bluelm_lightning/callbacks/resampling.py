@@ -76,7 +76,7 @@ class KeyDataResampling(L.Callback):
         if hasattr(pl_module, "scored"):
             self._observe_rates(pl_module)
         else:
-            self._observe_losses(pl_module, batch)
+            self._observe_losses(trainer, pl_module, batch)
         stepped = trainer.global_step > self._step
         if stepped and trainer.global_step % self.every_n_steps == 0:
             self.resampler.decide(trainer.global_step)
@@ -86,13 +86,15 @@ class KeyDataResampling(L.Callback):
         values |= {names.resampling_epochs(name): epochs for name, epochs in self._epochs.items()}
         pl_module.log_dict(values, on_step=True, on_epoch=False, batch_size=1)
 
-    def _observe_losses(self, stage: Any, batch: Any) -> None:
+    def _observe_losses(self, trainer: L.Trainer, stage: Any, batch: Any) -> None:
         losses = getattr(stage, "document_losses", None)
         if losses is None:
             kind = type(stage).__name__
             raise ConfigError(f"{kind} gives no losses of documents; take KeyDataResampling away", "trainer.callbacks")
         segments = batch.segments.flatten()
         tokens = torch.bincount(segments[segments >= 0], minlength=len(batch.refs))
+        if trainer.global_rank % getattr(trainer.strategy, "context_parallel", 1):
+            tokens = torch.zeros_like(tokens)  # those that share rows hold the same batch: the first of them counts it
         self.resampler.observe(self._step, batch.refs, *losses, tokens)
 
     def _observe_rates(self, stage: Any) -> None:
