@@ -49,6 +49,18 @@ def test_alarms_say_what_is_wrong_once(tmp_path):
     assert again.state_dict() == alarms.state_dict()
 
 
+def test_a_resume_tells_no_alarm_twice(tmp_path):
+    def run(steps, ckpt_path=None):
+        alarms = RLAlarms([Alarm("reward/low/mean", low=2.0, sentence="rewards are low")], window=1, quiet_steps=1)
+        with pytest.warns(UserWarning, match="rewards are low"):
+            fit(stage_of(), data_of(tmp_path), tmp_path, steps, alarms, ckpt_path=ckpt_path)
+        return (tmp_path / "alarms.jsonl").read_text()
+
+    whole = run(5)  # the checkpoint is of step 3
+    assert [json.loads(line)["step"] for line in whole.splitlines() if "reward/low" in line] == [1, 2, 3, 4, 5]
+    assert run(5, tmp_path / "checkpoints" / "last.ckpt") == whole
+
+
 def test_alarms_on_missing_rewards_and_on_a_mode_that_erodes():
     alarms = RLAlarms(mode_drop=0.1)
     assert alarms.check({"mode/direct_correct": 0.8, "reward/judge/missing": 0.1, "mode/think_leak": 0.0}) == {}

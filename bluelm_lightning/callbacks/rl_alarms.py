@@ -11,8 +11,10 @@ from typing import Any
 import lightning as L
 from lightning.pytorch.utilities import rank_zero_warn
 
+from bluelm_lightning.callbacks.continued import drop_later
 from bluelm_lightning.errors import ConfigError
 
+_FILE = "alarms.jsonl"
 _MODES = ("thinking", "direct")
 
 
@@ -90,6 +92,9 @@ class RLAlarms(L.Callback):
         self._first: dict[str, float] = {}
         self._told: dict[str, int] = {}
 
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        drop_later(trainer, _FILE)
+
     def on_train_batch_end(self, trainer: L.Trainer, pl_module: L.LightningModule, *args: Any) -> None:
         for name, value in trainer.callback_metrics.items():
             self._recent.setdefault(name, deque(maxlen=self.window)).append(float(value))
@@ -117,7 +122,7 @@ class RLAlarms(L.Callback):
         line = f"step {trainer.global_step}: {name} is {value:.3g}: {sentence}"
         rank_zero_warn(line)
         if trainer.is_global_zero:
-            path = Path(trainer.default_root_dir) / "alarms.jsonl"
+            path = Path(trainer.default_root_dir) / _FILE
             path.parent.mkdir(parents=True, exist_ok=True)
             record = {"step": trainer.global_step, "metric": name, "value": value, "sentence": sentence}
             with path.open("a", encoding="utf-8") as file:
