@@ -91,13 +91,22 @@ class RLAlarms(L.Callback):
         self._recent: dict[str, deque[float]] = {}
         self._first: dict[str, float] = {}
         self._told: dict[str, int] = {}
+        self._parts: dict[str, list[float]] = {}  # values of this step's micro-batches
+        self._step = 0
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self._step = trainer.global_step
         drop_later(trainer, _FILE)
 
     def on_train_batch_end(self, trainer: L.Trainer, pl_module: L.LightningModule, *args: Any) -> None:
         for name, value in trainer.callback_metrics.items():
-            self._recent.setdefault(name, deque(maxlen=self.window)).append(float(value))
+            self._parts.setdefault(name, []).append(float(value))
+        stepped, self._step = trainer.global_step != self._step, trainer.global_step
+        if not stepped:  # gradients still accumulate
+            return
+        for name, parts in self._parts.items():
+            self._recent.setdefault(name, deque(maxlen=self.window)).append(sum(parts) / len(parts))
+        self._parts = {}
         full = {n: sum(v) / len(v) for n, v in self._recent.items() if len(v) == self.window}
         found = self.check(full)
         pl_module.log("alarm/count", float(len(found)), on_step=True, on_epoch=False, batch_size=1)
