@@ -257,7 +257,8 @@ class Learner(Protocol):
     """
 
     ahead: bool
-    scored: list[Scored]  # of the last collection that was learnt from
+    scored: list[Scored]  # of the last collection
+    collected: list[list[Scored]]  # collections since the last batch, those that taught nothing too
 
     def snapshot(self) -> None: ...
 

@@ -1,17 +1,22 @@
 """Context parallelism on two processes: one row shared by both gives the losses and weights of one process."""
 
+import os
 from types import SimpleNamespace
 
 import pytest
 import torch
-from processes import run_processes
-from test_stage import DOCS
-from tiny import tiny_vlm, worst
+from processes import in_ranks, run_processes
+from test_stage import DOCS, trainer_of
+from tiny import tiny_tokenizer, tiny_vlm, worst
+from tiny_data import Talks, Texts
 
+from bluelm_lightning.callbacks import KeyDataResampling
 from bluelm_lightning.components.context import cut
 from bluelm_lightning.data.packing import pack
+from bluelm_lightning.data.policies import InverseFrequency
+from bluelm_lightning.datamodules import SFTDataModule, SourceSpec
 from bluelm_lightning.errors import ConfigError
-from bluelm_lightning.stages import DPOStage
+from bluelm_lightning.stages import DPOStage, SFTStage, ShardedStrategy
 from bluelm_lightning.stages.sharding import _check_heads
 
 SCENARIOS = ["sgd", "text", "untied", "muon", "distill"]
@@ -67,3 +72,31 @@ def test_what_cannot_be_shared_is_refused():
     stage.__dict__["_trainer"] = SimpleNamespace(strategy=SimpleNamespace(context_parallel=2))
     with pytest.raises(ConfigError, match=r"context_parallel: an answer is judged as a whole, DPOStage cannot share"):
         stage.configure_model()
+
+
+def test_the_ledger_counts_a_shared_row_once(tmp_path):
+    tiny_tokenizer().save_pretrained(tmp_path / "tokenizer")
+
+    def run(**options):
+        sources = [SourceSpec(source=Talks(40)), SourceSpec(source=Texts(40))]
+        fixed = {"row_tokens": 96, "batch_rows": 2, "num_workers": 0}
+        data = SFTDataModule(str(tmp_path / "tokenizer"), sources, **fixed)
+        resampling = KeyDataResampling(InverseFrequency(), 2, str(tmp_path / f"{len(options)}.npz"))
+        stage = SFTStage(tiny_vlm(config={"tie_word_embeddings": True}))
+        trainer_of(tmp_path, max_steps=4, callbacks=[resampling], **options).fit(stage, datamodule=data)
+        return resampling.resampler
+
+    def shared(rank):
+        os.environ["LOCAL_RANK"] = str(rank)
+        held = run(devices=2, strategy=ShardedStrategy(2, "gloo"), use_distributed_sampler=False).state_dict()
+        torch.save(held, tmp_path / f"{rank}.pt")
+
+    one = run().state_dict()
+    in_ranks(shared, tmp_path)
+    for rank in (0, 1):
+        held = torch.load(tmp_path / f"{rank}.pt", weights_only=True)
+        assert held["history"] == one["history"], "tokens by source until each decision"
+        for table, wanted in zip(held["ledger"]["rows"], one["ledger"]["rows"]):
+            assert torch.equal(table["seen"], wanted["seen"])
+            # where no batch has a picture, one process leaves the vision encoder out and two decay its weights
+            assert torch.allclose(table["loss"], wanted["loss"], rtol=1e-3)

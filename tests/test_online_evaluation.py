@@ -60,6 +60,20 @@ def test_accuracy_by_task_and_mode_once_a_measurement(fit, tmp_path):
     assert found[0] == first
 
 
+def test_a_resume_writes_no_measurement_twice(fit, tmp_path):
+    """Four steps, of which the checkpoint holds three; the last line was being written when the run was killed."""
+    options = {"val": HELD_OUT, "limit_val_batches": 0, "enable_checkpointing": True}
+    saver = ModelCheckpoint(tmp_path, "early", every_n_train_steps=3, save_top_k=-1)
+    fit(OnlineEvaluation(1, 4, 9), saver, steps=4, stage=Says4(tiny_vlm()), **options)
+    first = (tmp_path / "evaluations.jsonl").read_text()
+    with (tmp_path / "evaluations.jsonl").open("a") as file:
+        file.write('{"step": 3, "ta')
+    fit(OnlineEvaluation(1, 4, 9), steps=4, stage=Says4(tiny_vlm()), ckpt_path=tmp_path / "early.ckpt", **options)
+    assert (tmp_path / "evaluations.jsonl").read_text() == first
+    fit(OnlineEvaluation(1, 4, 9), steps=1, stage=Says4(tiny_vlm()), **options)
+    assert [row["step"] for row in lines(tmp_path)] == [n for n in (1, 2, 3, 4, 1) for _ in range(4)], "no resume"
+
+
 def test_losses_are_bit_equal_with_and_without_it(fit, tmp_path):
     class Noting(Stage):
         def training_step(self, batch, batch_idx):

@@ -13,6 +13,7 @@ from bluelm_lightning.data.budgets import BudgetRange
 from bluelm_lightning.data.ledger import PassRateLedger
 from bluelm_lightning.data.mixture import Mixture
 from bluelm_lightning.data.prompt_drawer import PromptDrawer, PromptPlan
+from bluelm_lightning.datamodules import PromptDataModule, SourceSpec
 from bluelm_lightning.errors import ConfigError
 from bluelm_lightning.rl.policy_loss import PolicyLoss
 from bluelm_lightning.rl.rewards import Reward, RewardRouter
@@ -46,6 +47,13 @@ def test_the_ledger_keeps_to_its_band():
     assert again.rates == ledger.rates
     with pytest.raises(ConfigError, match=r"data\.ledger"):
         PassRateLedger(0.9, 0.1)
+
+
+@pytest.mark.parametrize("band", [(0.6, 0.95), (0.0, 0.4)])
+def test_what_was_never_asked_is_accepted_whatever_the_band(band):
+    ledger, rng, twin = PassRateLedger(*band, outside=0.1), Random(0), Random(0)
+    assert all(ledger.accepts(Ref(0, 0, index), index, rng) for index in range(50))
+    assert rng.random() == [twin.random() for _ in range(51)][-1], "one random number, whatever comes out"
 
 
 def teaching(tmp_path, steps, **options):
@@ -118,6 +126,14 @@ def test_plans_are_checked():
     for wrong in ({"prompts_per_step": 0}, {"refills": -1}, {"stated_share": 2.0}):
         with pytest.raises(ConfigError, match=r"data\."):
             PromptPlan(**wrong)
+
+
+def test_limits_do_not_go_with_a_ledger_that_passes_over_prompts(tmp_path):
+    data_of(tmp_path)  # writes the tokenizer
+    sources = [SourceSpec(source=Questions(6), name="q", max_repeats=2)]
+    with pytest.raises(ConfigError, match=r"data\.ledger: .*max_repeats of 'q'"):
+        PromptDataModule(str(tmp_path / "tokenizer"), sources, ledger=PassRateLedger())
+    PromptDataModule(str(tmp_path / "tokenizer"), sources)
 
 
 def test_a_resume_asks_the_same_prompts_and_refuses_other_ones(tmp_path):

@@ -2,13 +2,14 @@
 
 from collections import Counter
 
+import lightning as L
 import numpy as np
 import pytest
 import torch
 from callback_runs import SAMPLES, fit, tokenizer_folder  # noqa: F401  fixtures
 from tiny_data import Talks, Texts, flat, loader_of, take
 
-from bluelm_lightning.callbacks import KeyDataResampling, SharePoint, ShareSchedule
+from bluelm_lightning.callbacks import KeyDataResampling, LossSpikes, SharePoint, ShareSchedule
 from bluelm_lightning.data.admission import Admission
 from bluelm_lightning.data.mixture import Mixture
 from bluelm_lightning.data.policies import (
@@ -175,6 +176,20 @@ def test_parts_of_a_document_are_one_observation():
     assert held.totals.tokens == 9
 
 
+def test_a_loss_that_is_not_finite_is_no_loss():
+    resampler = KeyDataResampler(["t"], [Texts(4)], [1.0], LearningProgress())
+    refs = [Ref(0, 0, index) for index in range(4)]
+    for step, losses in enumerate(([4.0, 8.0, 6.0, 2.0], [float("nan"), float("inf"), -float("inf"), 4.0])):
+        resampler.observe(step, refs, torch.tensor(losses), torch.full((4,), 2), torch.full((4,), 3))
+        resampler.decide(step + 1)
+        refs = [ref._replace(epoch=1) for ref in refs]
+    held = resampler.ledger.sources["t"]
+    assert held.columns["seen"].tolist() == [2] * 4
+    assert held.columns["loss"].tolist() == [2.0, 4.0, 3.0, 1.5]
+    assert held.totals.periods == [[12.0, 2.5], [12.0, 2.0]], "the mean of the one that is finite"
+    assert (held.totals.tokens, held.totals.labelled) == (24, 10)
+
+
 def test_shares_that_were_asked_for_too_early_stop_the_run():
     resampler = KeyDataResampler(["t"], [Texts(3)], [1.0], InverseFrequency(), lag=2)
     resampler.value_at(4)
@@ -223,6 +238,38 @@ def test_limits_hold_over_two_stages(fit, tmp_path):  # noqa: F811
         stage("two", 99)
     assert max(seen.values()) == 3
     assert sum(seen.values()) > 2 * len(SAMPLES), "what waited to be packed when the first stage ended is lost"
+
+
+def test_a_step_that_is_skipped_for_its_loss_does_not_end_the_run(fit):  # noqa: F811
+    class Poison(L.Callback):
+        """The third step alone has no finite loss."""
+
+        def on_train_batch_start(self, trainer, stage, batch, batch_idx):
+            self.weight = stage.vlm.decoder.output_weight.data
+            self.kept = self.weight.clone()
+            if batch_idx == 2:
+                self.weight.fill_(float("nan"))
+
+        def on_before_optimizer_step(self, trainer, stage, optimizer):
+            self.weight.copy_(self.kept)
+
+    spikes, callback = LossSpikes(), KeyDataResampling(LearningProgress(), every_n_steps=2)
+    fit(spikes, Poison(), callback, steps=6)
+    assert spikes.skipped == 1
+    held = callback.resampler.ledger.sources["tiny"]
+    assert np.isfinite(held.totals.periods).all()
+    assert len(held.totals.periods) == 3
+
+
+@pytest.mark.parametrize("name", ["blocked/ledger.npz", "folder"])
+def test_a_ledger_that_cannot_be_written_is_refused_before_training(fit, tmp_path, name):  # noqa: F811
+    (tmp_path / "blocked").write_text("a file where the folder should be")
+    (tmp_path / "folder").mkdir()
+    with pytest.raises(ConfigError, match=rf"trainer\.callbacks\.ledger: .*{name}"):
+        fit(KeyDataResampling(InverseFrequency(), ledger=str(tmp_path / name)))
+    assert list((tmp_path / "folder").iterdir()) == []
+    fit(KeyDataResampling(InverseFrequency(), ledger=str(tmp_path / "new" / "ledger.npz")), steps=1)
+    assert [path.name for path in (tmp_path / "new").iterdir()] == ["ledger.npz"]
 
 
 def test_two_callbacks_cannot_both_move_the_shares(fit, tmp_path):  # noqa: F811

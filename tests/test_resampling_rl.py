@@ -1,5 +1,7 @@
 """Key data resampling of prompts: the band of pass rates moves the shares, and the ledger goes from stage to stage."""
 
+from collections import Counter
+
 import pytest
 from rl_runs import Diary, Questions, data_of, fit, stage_of
 
@@ -16,6 +18,21 @@ class Half(Reward):
 
     def score(self, rollouts):
         return [Score(float(r.prompt.sample.source != "half" or i % 2)) for i, r in enumerate(rollouts)]
+
+
+class OnceWithout(Half):
+    """As Half, but one prompt is never judged, and of the ``first`` collection nothing teaches."""
+
+    def __init__(self, first):
+        self.asked, self.first = Counter(), first
+
+    def score(self, rollouts):
+        first, self.first = self.first, False
+        self.asked.update({r.group: int(r.prompt.sample.id[1:]) for r in rollouts}.values())
+        scores = [Score(float(i % 2)) for i in range(len(rollouts))]
+        if first:
+            return [Score(1.0)] * len(rollouts)
+        return [Score(None) if r.prompt.sample.id == "q1" else score for r, score in zip(rollouts, scores)]
 
 
 class Asked(Diary):
@@ -65,3 +82,26 @@ def test_a_later_stage_begins_with_the_pass_rates_of_an_earlier_one(tmp_path):
     assert {source for source, _ in solved} == {0}
     assert len(ledger.rates) > 4, "more than the one collection asked"
     assert data._train.drawer.refused > 0
+
+
+def test_seen_counts_the_times_asked_also_over_a_resume(tmp_path):
+    """Not the passes: a ledger of pass rates passes over prompts. A collection that taught nothing was asked too."""
+    data_of(tmp_path)  # writes the tokenizer
+
+    def run(folder, steps, ckpt_path=None):
+        ledger, reward = PassRateLedger(low=0.45, high=0.55, outside=0.3), OnceWithout(ckpt_path is None)
+        sources = [SourceSpec(source=Questions(6), name="q")]
+        data = PromptDataModule(str(tmp_path / "tokenizer"), sources, prompts_per_step=2, ledger=ledger)
+        resampling = KeyDataResampling(PassRateBand(), 2)
+        stage = stage_of(rewards=RewardRouter({"once": reward}), plan={"minibatches": 2})
+        fit(stage, data, tmp_path / folder, steps, resampling, ckpt_path=ckpt_path)
+        return reward.asked, resampling.resampler.ledger.sources["q"].columns, data
+
+    asked, columns, data = run("whole", 18)
+    assert data._train.drawer.refused > 0
+    assert columns["seen"].tolist() == [asked[n] for n in range(6)]
+    assert sum(asked.values()) == 20, "nine collections that were learnt from, and the first"
+    run("part", 9)
+    _, again, _ = run("part", 18, tmp_path / "part" / "checkpoints" / "last.ckpt")
+    for name, column in columns.items():
+        assert again[name].tolist() == pytest.approx(column.tolist(), abs=0, nan_ok=True), name

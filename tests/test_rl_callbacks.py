@@ -1,11 +1,14 @@
 """What reinforcement learning shows: alarms, tables of rollouts, budgets that move, forensics."""
 
 import json
+import os
 from types import SimpleNamespace
 
 import pytest
 import torch
-from rl_runs import data_of, fit, stage_of
+from lightning.pytorch.strategies import DDPStrategy
+from processes import in_ranks
+from rl_runs import WantsLowIds, data_of, fit, stage_of
 from rollouts import rollout
 from test_rl_stage import Peek
 
@@ -13,6 +16,7 @@ from bluelm_lightning.callbacks import AdaptiveBudgetCurriculum, Alarm, RLAlarms
 from bluelm_lightning.callbacks.rollout_table import histogram
 from bluelm_lightning.errors import ConfigError
 from bluelm_lightning.rl.forensics import rollout_metrics
+from bluelm_lightning.rl.rewards import RewardRouter
 from bluelm_lightning.types import Score, Scored
 
 
@@ -38,15 +42,39 @@ def test_histogram_counts_everything():
     assert sum(histogram([])["counts"]) == 0
 
 
-def test_alarms_say_what_is_wrong_once(tmp_path):
+@pytest.mark.parametrize("accumulate", [1, 2])
+def test_alarms_say_what_is_wrong_once(tmp_path, accumulate):
     alarms = RLAlarms([Alarm("reward/low/mean", low=2.0, sentence="rewards are low")], window=2, quiet_steps=4)
     with pytest.warns(UserWarning, match="rewards are low"):
-        fit(stage_of(), data_of(tmp_path), tmp_path, 8, alarms)
+        fit(stage_of(), data_of(tmp_path), tmp_path, 8, alarms, accumulate_grad_batches=accumulate)
     told = [json.loads(line) for line in (tmp_path / "alarms.jsonl").read_text().splitlines()]
     assert [line["step"] for line in told if line["metric"] == "reward/low/mean"] == [2, 6]
+    assert {len(values) for values in alarms.state_dict()["recent"].values()} == {2}
     again = RLAlarms(window=2)
     again.load_state_dict(alarms.state_dict())
     assert again.state_dict() == alarms.state_dict()
+
+
+def test_a_resume_tells_no_alarm_twice(tmp_path):
+    def run(steps, ckpt_path=None):
+        alarms = RLAlarms([Alarm("reward/low/mean", low=2.0, sentence="rewards are low")], window=1, quiet_steps=1)
+        with pytest.warns(UserWarning, match="rewards are low"):
+            fit(stage_of(), data_of(tmp_path), tmp_path, steps, alarms, ckpt_path=ckpt_path)
+        return (tmp_path / "alarms.jsonl").read_text()
+
+    whole = run(5)  # the checkpoint is of step 3
+    assert [json.loads(line)["step"] for line in whole.splitlines() if "reward/low" in line] == [1, 2, 3, 4, 5]
+    assert run(5, tmp_path / "checkpoints" / "last.ckpt") == whole
+
+
+def test_a_mean_of_alarms_goes_over_the_micro_batches_of_its_steps():
+    alarms, said = RLAlarms([], window=2), []
+    module = SimpleNamespace(log=lambda *a, **k: said.append(a))
+    for step, value in ((0, 1.0), (1, 2.0), (1, 3.0), (2, 6.0)):  # two micro-batches a step
+        metrics = {"policy/kl": torch.tensor(value)}
+        alarms.on_train_batch_end(SimpleNamespace(global_step=step, callback_metrics=metrics), module)
+    assert alarms.state_dict()["recent"] == {"policy/kl": [1.5, 4.5]}
+    assert said == [("alarm/count", 0.0)] * 2
 
 
 def test_alarms_on_missing_rewards_and_on_a_mode_that_erodes():
@@ -90,14 +118,82 @@ def test_the_adaptive_curriculum_tightens_while_the_policy_copes(tmp_path):
     data = SimpleNamespace(calls=[], set_budgets=lambda *given: data.calls.append(given))
     module = SimpleNamespace(log_dict=lambda *a, **k: None)
     for step in range(1, 5):
-        metrics = {"mode/thinking_correct": torch.tensor(0.9), "rollout/truncated": torch.tensor(0.0)}
-        made.on_train_batch_end(SimpleNamespace(global_step=step, datamodule=data, callback_metrics=metrics), module)
+        batch = SimpleNamespace(metrics={"mode/thinking_correct": 0.9, "rollout/truncated": 0.0})
+        trainer = SimpleNamespace(global_step=step, datamodule=data, world_size=1)
+        made.on_train_batch_end(trainer, module, None, batch, 0)
     assert [high for _, high, _ in data.calls] == [40, 20, 20, 10]
     again = AdaptiveBudgetCurriculum((4, 40), (2, 10))
     again.load_state_dict(made.state_dict())
     assert (again.high, again.history) == (10, made.history)
     with pytest.raises(ConfigError, match="factor"):
         AdaptiveBudgetCurriculum((4, 40), (2, 10), factor=1.5)
+
+
+class Verdict(WantsLowIds):
+    verdict = True
+
+
+class Noting(AdaptiveBudgetCurriculum):
+    """What it decides by, and what it decides."""
+
+    def __init__(self, **options):
+        super().__init__((0, 40), (0, 4), **{"every_n_steps": 2, "slack": 0.0, "most_truncated": 1.0, **options})
+        self.decided = []
+
+    def next_high(self, high, passed, truncated):
+        new = super().next_high(high, passed, truncated)
+        self.decided.append([passed, truncated, new])
+        return new
+
+
+def judged(**plan):
+    rewards = RewardRouter({"low": Verdict()}, required=["low"])
+    return stage_of(rewards=rewards, plan={"drop_zero_variance": False, **plan})
+
+
+def test_budgets_move_once_a_decision_whatever_the_micro_batches(tmp_path):
+    curriculum = Noting(target=0.0, factor=0.5)
+    fit(judged(), data_of(tmp_path), tmp_path, 4, curriculum, accumulate_grad_batches=4)
+    assert [high for *_, high in curriculum.decided] == [20, 10]
+
+
+def test_a_resume_amid_a_collection_decides_by_the_same_figures(tmp_path):
+    """Four updates a collection; the checkpoint of step 6 stands after the second of the second one."""
+
+    def run(folder, steps, ckpt_path=None):
+        curriculum, plan = Noting(target=0.3, every_n_steps=5), {"minibatches": 2, "epochs": 2}
+        fit(judged(**plan), data_of(tmp_path), tmp_path / folder, steps, curriculum, ckpt_path=ckpt_path)
+        return curriculum.decided
+
+    whole, part = run("whole", 10), run("part", 6)
+    assert part + run("part", 10, tmp_path / "part" / "checkpoints" / "last.ckpt") == whole
+
+
+def test_processes_decide_the_budgets_alike_also_over_a_resume(tmp_path):
+    data_of(tmp_path)  # writes the tokenizer
+
+    def work(rank):
+        os.environ["LOCAL_RANK"] = str(rank)
+
+        def run(folder, steps, ckpt_path=None):
+            curriculum, data = Noting(target=0.36), data_of(tmp_path, prompts_per_step=2)
+            two = {
+                "devices": 2,
+                "strategy": DDPStrategy(process_group_backend="gloo"),
+                "use_distributed_sampler": False,
+            }
+            fit(judged(), data, tmp_path / folder, steps, curriculum, ckpt_path=ckpt_path, **two)
+            return curriculum.decided
+
+        whole, part = run("whole", 6), run("part", 3)
+        part += run("part", 6, tmp_path / "part" / "checkpoints" / "last.ckpt")
+        (tmp_path / f"{rank}.json").write_text(json.dumps([whole, part]))
+
+    in_ranks(work, tmp_path)
+    first, second = (json.loads((tmp_path / f"{rank}.json").read_text()) for rank in (0, 1))
+    assert len(first[0]) == 3
+    assert first == second
+    assert first[0] == first[1]
 
 
 def test_budgets_are_drawn_also_over_a_resume(tmp_path):

@@ -10,11 +10,13 @@ from typing import Any, cast
 import lightning as L
 
 from bluelm_lightning.callbacks import names
+from bluelm_lightning.callbacks.continued import drop_later
 from bluelm_lightning.callbacks.meter import paused
 from bluelm_lightning.callbacks.samples import undisturbed
 from bluelm_lightning.errors import ConfigError
 from bluelm_lightning.types import Generation, Sample, StageData, StageModel
 
+_FILE = "evaluations.jsonl"
 MODES = {"non_thinking": False, "thinking": True}
 
 
@@ -44,6 +46,7 @@ class OnlineEvaluation(L.Callback):
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self._step = trainer.global_step
+        drop_later(trainer, _FILE)
         data: StageData = trainer.datamodule  # type: ignore[attr-defined]
         if not data.held_out_prompts(self.count, thinking=False):
             raise ConfigError("hold no conversation, which OnlineEvaluation asks; name some", "data.val_sources")
@@ -82,5 +85,5 @@ class OnlineEvaluation(L.Callback):
 
     def _write(self, rows: list[dict[str, Any]], folder: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
-        with (folder / "evaluations.jsonl").open("a", encoding="utf-8") as file:
+        with (folder / _FILE).open("a", encoding="utf-8") as file:
             file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)

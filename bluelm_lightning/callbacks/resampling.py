@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
+from tempfile import NamedTemporaryFile
 from typing import Any
 
 import lightning as L
@@ -44,8 +46,8 @@ class KeyDataResampling(L.Callback):
         ledger: its file, written with every checkpoint and at the end; default: none, the run begins with an empty one.
 
     Raises:
-        ConfigError: a number below 1, another callback that moves the shares, a ledger of other sources, or a stage
-            that gives neither losses of documents nor pass rates.
+        ConfigError: a number below 1, another callback that moves the shares, a ledger of other sources or one that
+            cannot be written, or a stage that gives neither losses of documents nor pass rates.
     """
 
     def __init__(self, policy: SharePolicy, every_n_steps: int = 100, ledger: str | None = None) -> None:
@@ -54,10 +56,14 @@ class KeyDataResampling(L.Callback):
         self.policy, self.every_n_steps, self.ledger = policy, every_n_steps, ledger
         self.resampler: Any = None  # of the data module
         self._step = 0
-        self._scored: list[Any] = []  # the collection that was observed last
         self._epochs: dict[str, float] = {}
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        if self.ledger is not None:
+            unfit = _why_unfit(Path(self.ledger)) if trainer.is_global_zero else ""
+            unfit = trainer.strategy.broadcast(unfit)  # all stop, or the others would wait for the first
+            if unfit:
+                raise ConfigError(f"{unfit}; name a file in a folder that can be written", "trainer.callbacks.ledger")
         run = str(Path(trainer.default_root_dir).absolute())
         self.resampler = trainer.datamodule.resample(self.policy, self.ledger, run)  # type: ignore[attr-defined]
 
@@ -70,7 +76,7 @@ class KeyDataResampling(L.Callback):
         if hasattr(pl_module, "scored"):
             self._observe_rates(pl_module)
         else:
-            self._observe_losses(pl_module, batch)
+            self._observe_losses(trainer, pl_module, batch)
         stepped = trainer.global_step > self._step
         if stepped and trainer.global_step % self.every_n_steps == 0:
             self.resampler.decide(trainer.global_step)
@@ -80,24 +86,24 @@ class KeyDataResampling(L.Callback):
         values |= {names.resampling_epochs(name): epochs for name, epochs in self._epochs.items()}
         pl_module.log_dict(values, on_step=True, on_epoch=False, batch_size=1)
 
-    def _observe_losses(self, stage: Any, batch: Any) -> None:
+    def _observe_losses(self, trainer: L.Trainer, stage: Any, batch: Any) -> None:
         losses = getattr(stage, "document_losses", None)
         if losses is None:
             kind = type(stage).__name__
             raise ConfigError(f"{kind} gives no losses of documents; take KeyDataResampling away", "trainer.callbacks")
         segments = batch.segments.flatten()
         tokens = torch.bincount(segments[segments >= 0], minlength=len(batch.refs))
+        if trainer.global_rank % getattr(trainer.strategy, "context_parallel", 1):
+            tokens = torch.zeros_like(tokens)  # those that share rows hold the same batch: the first of them counts it
         self.resampler.observe(self._step, batch.refs, *losses, tokens)
 
     def _observe_rates(self, stage: Any) -> None:
-        """Once for each collection that is learnt from."""
-        if stage.scored is self._scored:
-            return
-        self._scored = stage.scored
-        prompts: dict[int, Prompt] = {item.rollout.group: item.rollout.prompt for item in stage.scored}
-        rates = sorted(stage.pass_rates(stage.scored).items())
-        known = [(prompts[group].ref, rate) for group, rate in rates]
-        self.resampler.observe_rates(self._step, [ref for ref, _ in known], [rate for _, rate in known])  # type: ignore[misc]
+        """Every prompt that was asked since the last batch, also where nothing was learnt from the answers."""
+        for scored in stage.collected:
+            prompts: dict[int, Prompt] = {item.rollout.group: item.rollout.prompt for item in scored}
+            rates = stage.pass_rates(scored)
+            refs = [prompt.ref for prompt in prompts.values()]
+            self.resampler.observe_rates(self._step, refs, [rates.get(group, math.nan) for group in prompts])
 
     def _show(self, trainer: L.Trainer) -> None:
         self._epochs = {row["source"]: row["epochs"] for row in self.resampler.rows}
@@ -130,3 +136,15 @@ class KeyDataResampling(L.Callback):
         self.resampler.gather()
         if trainer.is_global_zero:
             self.resampler.save()
+
+
+def _why_unfit(path: Path) -> str:
+    """Why no ledger can be written there, empty if it can: found before training, not when the first is saved."""
+    try:
+        if path.is_dir():
+            return f"{path} is a folder"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with NamedTemporaryFile(dir=path.parent, prefix=f".{path.name}."):  # a ledger is written beside its old file
+            return ""
+    except OSError as error:
+        return f"{path} cannot be written ({error.strerror})"

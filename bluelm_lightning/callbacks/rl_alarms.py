@@ -11,8 +11,10 @@ from typing import Any
 import lightning as L
 from lightning.pytorch.utilities import rank_zero_warn
 
+from bluelm_lightning.callbacks.continued import drop_later
 from bluelm_lightning.errors import ConfigError
 
+_FILE = "alarms.jsonl"
 _MODES = ("thinking", "direct")
 
 
@@ -89,10 +91,22 @@ class RLAlarms(L.Callback):
         self._recent: dict[str, deque[float]] = {}
         self._first: dict[str, float] = {}
         self._told: dict[str, int] = {}
+        self._parts: dict[str, list[float]] = {}  # values of this step's micro-batches
+        self._step = 0
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self._step = trainer.global_step
+        drop_later(trainer, _FILE)
 
     def on_train_batch_end(self, trainer: L.Trainer, pl_module: L.LightningModule, *args: Any) -> None:
         for name, value in trainer.callback_metrics.items():
-            self._recent.setdefault(name, deque(maxlen=self.window)).append(float(value))
+            self._parts.setdefault(name, []).append(float(value))
+        stepped, self._step = trainer.global_step != self._step, trainer.global_step
+        if not stepped:  # gradients still accumulate
+            return
+        for name, parts in self._parts.items():
+            self._recent.setdefault(name, deque(maxlen=self.window)).append(sum(parts) / len(parts))
+        self._parts = {}
         full = {n: sum(v) / len(v) for n, v in self._recent.items() if len(v) == self.window}
         found = self.check(full)
         pl_module.log("alarm/count", float(len(found)), on_step=True, on_epoch=False, batch_size=1)
@@ -117,7 +131,7 @@ class RLAlarms(L.Callback):
         line = f"step {trainer.global_step}: {name} is {value:.3g}: {sentence}"
         rank_zero_warn(line)
         if trainer.is_global_zero:
-            path = Path(trainer.default_root_dir) / "alarms.jsonl"
+            path = Path(trainer.default_root_dir) / _FILE
             path.parent.mkdir(parents=True, exist_ok=True)
             record = {"step": trainer.global_step, "metric": name, "value": value, "sentence": sentence}
             with path.open("a", encoding="utf-8") as file:

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import lightning as L
+import torch
 from lightning.pytorch.loggers import WandbLogger
 from lightning.pytorch.utilities import rank_zero_warn
 
@@ -95,7 +96,8 @@ class AdaptiveBudgetCurriculum(ThinkingBudgetCurriculum):
     Every ``every_n_steps`` optimizer steps it looks at the mean pass rate of thinking prompts and at the share of
     rollouts that the length limit cut. With a pass rate of at least ``target`` and at most ``most_truncated`` cut, the
     range's upper end is multiplied by ``factor``; with a pass rate below ``target - slack`` it is divided by it. It
-    stays between ``end`` and ``start``, and its lower end is that of ``end``.
+    stays between ``end`` and ``start``, and its lower end is that of ``end``. Each collection of rollouts counts once,
+    whatever its micro-batches and updates; all processes decide by the means over all of them.
 
     Args:
         start: (low, high) at step 0, and the loosest.
@@ -128,7 +130,9 @@ class AdaptiveBudgetCurriculum(ThinkingBudgetCurriculum):
         self.every_n_steps, self.target, self.slack = every_n_steps, target, slack
         self.most_truncated, self.factor = most_truncated, factor
         self.high = float(start[1])
-        self._seen: list[list[float]] = []  # pass rate, share truncated
+        self._seen: list[list[float]] = []  # pass rate, share truncated; means over the processes
+        self._mine: list[list[float]] = []  # of this process, since the last step
+        self._step = 0
 
     def next_high(self, high: float, passed: float, truncated: float) -> float:
         """The upper end after a decision: a pure function."""
@@ -142,14 +146,34 @@ class AdaptiveBudgetCurriculum(ThinkingBudgetCurriculum):
         high = round(self.high)
         return min(self.end[0], high), high
 
-    def on_train_batch_end(self, trainer: L.Trainer, pl_module: L.LightningModule, *args: Any) -> None:
-        metrics = trainer.callback_metrics
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self._step = trainer.global_step
+        super().on_train_start(trainer, pl_module)
+
+    def on_train_batch_end(  # type: ignore[override]
+        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        metrics = batch.metrics  # not those of the trainer, which stay when a later batch has none
         if "mode/thinking_correct" in metrics:
-            self._seen.append([float(metrics["mode/thinking_correct"]), float(metrics["rollout/truncated"])])
-        if trainer.global_step % self.every_n_steps == 0 and self._seen:
+            self._mine.append([metrics["mode/thinking_correct"], metrics["rollout/truncated"]])
+        stepped, self._step = trainer.global_step != self._step, trainer.global_step
+        if stepped:
+            self._gather(trainer, pl_module)
+        if stepped and trainer.global_step % self.every_n_steps == 0 and self._seen:
             passed, truncated = (sum(column) / len(column) for column in zip(*self._seen))
             self.high, self._seen = self.next_high(self.high, passed, truncated), []
-        super().on_train_batch_end(trainer, pl_module, *args)
+        super().on_train_batch_end(trainer, pl_module, outputs, batch, batch_idx)
+
+    def _gather(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Means over the processes; after every step, since a checkpoint keeps what the first process has seen."""
+        rows = [[*row, 1.0] for row in self._mine] or [[0.0, 0.0, 0.0]]
+        self._mine = []
+        sums = torch.tensor(rows, dtype=torch.float64).sum(0)
+        if trainer.world_size > 1:  # also where this one has nothing to say: the others would wait for it
+            sums = trainer.strategy.reduce(sums.to(pl_module.device), reduce_op="sum")
+        passed, truncated, count = sums.tolist()
+        if count:
+            self._seen.append([passed / count, truncated / count])
 
     def state_dict(self) -> dict[str, Any]:
         return {**super().state_dict(), "high": self.high, "seen": self._seen}

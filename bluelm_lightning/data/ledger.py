@@ -41,7 +41,10 @@ class PassRateLedger:
     def accepts(self, ref: Ref, draw: int, rng: Random) -> bool:
         """Whether to ask the prompt of ``ref`` at draw number ``draw``; one random number, whatever comes out."""
         chance = rng.random()
-        rate, asked = self.rates.get((ref.source, ref.index), (0.5, draw))
+        known = self.rates.get((ref.source, ref.index))
+        if known is None:
+            return True
+        rate, asked = known
         return self.low <= rate <= self.high or draw - asked >= self.refresh or chance < self.outside
 
     def record(self, ref: Ref, draw: int, rate: float) -> None:

@@ -17,8 +17,8 @@ from bluelm_lightning.data.sample_ledger import SampleLedger, SourceLedger
 from bluelm_lightning.errors import ConfigError
 from bluelm_lightning.types import Ref, SharePolicy, Source
 
-# An observation: step, three numbers of a Ref; sum of losses, labelled tokens, tokens, pass rate (NaN = none).
-_Row = tuple[int, int, int, int, float, float, float, float]
+# An observation: step, three numbers of a Ref; losses, labelled tokens, tokens, pass rate (NaN = none), 1 for a prompt.
+_Row = tuple[int, int, int, int, float, float, float, float, float]
 _NAN = float("nan")
 
 
@@ -90,19 +90,20 @@ class KeyDataResampler:
     # ------------------------------------------------------------------ observations
     def observe(self, step: int, refs: list[Ref], sums: Any, labelled: Any, tokens: Any) -> None:
         """The D documents of a micro-batch of ``step``: summed losses, labelled tokens, tokens [D], on any device."""
-        self._fresh.append((step, list(refs), [sums, labelled, tokens]))
+        zeros = torch.zeros(len(refs))
+        self._fresh.append((step, list(refs), [sums, labelled, tokens, zeros + _NAN, zeros]))
 
     def observe_rates(self, step: int, refs: list[Ref], rates: list[float]) -> None:
-        """Prompts that were asked, and the share of right answers to each."""
+        """Prompts that were asked, and the share of right answers to each; NaN where nothing judged them."""
         zeros = torch.zeros(len(refs))
-        self._fresh.append((step, list(refs), [zeros, zeros, zeros, torch.tensor(rates)]))
+        self._fresh.append((step, list(refs), [zeros, zeros, zeros, torch.tensor(rates), zeros + 1]))
 
     def gather(self) -> None:
         """Bring every process's observations into the ledger, in one order. All processes must call it."""
         rows: list[_Row] = []
         for step, refs, columns in self._fresh:
             values = torch.stack([column.detach().cpu().double() for column in columns], dim=1).tolist()
-            rows += [(step, *ref, *value, *([_NAN] * (4 - len(value)))) for ref, value in zip(refs, values)]
+            rows += [(step, *ref, *value) for ref, value in zip(refs, values)]
         self._fresh = []
         dist = torch.distributed
         if dist.is_available() and dist.is_initialized():
@@ -116,12 +117,16 @@ class KeyDataResampler:
     def _enter(self, key: tuple[int, int, int, int], parts: np.ndarray) -> None:
         step, source, epoch, index = key
         loss, labelled, tokens = (float(parts[:, n].sum()) for n in range(3))
+        if not np.isfinite(loss):  # as in a step that LossSpikes skips: no loss, or every later mean would be none
+            loss = labelled = 0.0
         ledger = self.ledger.sources[self.names[source]]
         values = {"loss": loss / labelled} if labelled else {}
         if not np.isnan(parts[:, 3]).all():
             values["rate"] = float(np.nanmean(parts[:, 3]))
         self.ledger.clock = max(self.ledger.clock, self._clock + step + 1)
-        ledger.record(index, int(self.before[source][index]) + epoch + 1, self._clock + step + 1, **values)
+        # a document comes once in each pass; a prompt is asked where no ledger of pass rates passes over it
+        before = ledger.columns["seen"][index] if parts[0, 4] else self.before[source][index] + epoch
+        ledger.record(index, int(before) + 1, self._clock + step + 1, **values)
         ledger.totals.tokens += int(tokens)
         ledger.totals.labelled += int(labelled)
         for n, value in enumerate((loss, labelled, tokens)):

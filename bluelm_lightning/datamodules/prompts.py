@@ -30,6 +30,10 @@ class PromptDataModule(MultimodalDataModule):
         refills: further draws for a step, each for as many prompts as had nothing to teach (dynamic sampling).
         ledger: passes over prompts that the policy always or never solves; default: every prompt is asked.
         **kwargs: as :class:`MultimodalDataModule`.
+
+    Raises:
+        ConfigError: a number out of range, or a ledger where a source has a limit ``max_repeats``: limits count passes
+            over a source, which are the same in every process, and a ledger asks fewer prompts than a pass has.
     """
 
     _train: PromptLoader | None  # type: ignore[assignment]
@@ -46,6 +50,12 @@ class PromptDataModule(MultimodalDataModule):
         **kwargs: Any,
     ) -> None:
         super().__init__(tokenizer, sources, **kwargs)
+        limited = next((spec.label for spec in sources if spec.max_repeats is not None), None)
+        if ledger is not None and limited is not None:
+            raise ConfigError(
+                f"passes over prompts, and max_repeats of {limited!r} would count those as asked; drop one of the two",
+                "data.ledger",
+            )
         self.asking = PromptPlan(prompts_per_step, refills, stated_share, self.seed)
         self.budgets, self.ledger = budgets or BudgetRange(), ledger
 

@@ -75,6 +75,7 @@ class RLStage(Stage):
         if self.plan.group_size < self.least_group:
             raise ConfigError("a group of one has nothing to be compared with; give 2 or more", "model.plan.group_size")
         self.scored: list[Scored] = []
+        self.collected: list[list[Scored]] = []
         self.engine = self.plan.engine or RolloutEngine()
         self.by_adapters = bool(self.algorithm.kl_coef) and only_adapters_train(self)
         copied = self.algorithm.kl_coef and not self.by_adapters
@@ -135,6 +136,7 @@ class RLStage(Stage):
         """Micro-batches of experience; none where no rollout can teach anything."""
         release(self)
         self.scored = scored  # for callbacks, until the next
+        self.collected.append(scored)
         credit = self._credit(scored)
         useful = self._useful(scored, credit)
         metrics = rollout_metrics(scored, self.rewards.verdicts, self.rewards.required)
@@ -262,6 +264,9 @@ class RLStage(Stage):
         self.log_dict(values | more, on_step=True, on_epoch=False, batch_size=1)
         # Lightning divides by the micro-batches and the strategy by the processes; the denominators hold both already.
         return loss * (self.trainer.accumulate_grad_batches * self.trainer.world_size)
+
+    def on_train_batch_end(self, *args: Any) -> None:
+        self.collected = []  # callbacks have seen them
 
     def _more_loss(self, loss: Tensor, states: Tensor, batch: Experience) -> tuple[Tensor, dict[str, float]]:
         """The loss with whatever a subclass adds to it, and what to log."""
