@@ -65,8 +65,9 @@ class MultimodalDataModule(Resampled, L.LightningDataModule):
         for key, value in counts.items():
             if value is not None and value < 1:
                 raise ConfigError(f"{value} is below 1", f"data.{key}")
-        if num_workers < 0:
-            raise ConfigError(f"{num_workers} is below 0", "data.num_workers")
+        for key, value in (("num_workers", num_workers), ("seed", seed)):
+            if value < 0:
+                raise ConfigError(f"{value} is below 0", f"data.{key}")
         self.specs, self.val_specs, self.course = sources, val_sources or [], ScheduledCourse()
         self.plan = PackingPlan(row_tokens, batch_rows, max_tiles, overlong, balance=balance)
         self.max_grid, self.thumbnail, self.num_workers, self.seed = max_grid, thumbnail, num_workers, seed
