@@ -96,6 +96,11 @@ def parts(content):
         ),
         (lambda c: c["data"]["init_args"].update(seed=-1), "data.seed: -1 is below 0 (in wrong.yaml)"),
         (
+            lambda c: c["data"]["init_args"].update(row_tokens=None),
+            "data.row_tokens: is null; give 1 or more (in wrong",
+        ),
+        (lambda c: c["data"]["init_args"].update(num_workers=None), "data.num_workers: is null; give 0 or more (in wr"),
+        (
             lambda c: c["data"]["init_args"]["sources"][0].update(path="/tmp/{a"),
             "data.sources[0].path: /tmp/{a does not close a brace; write it as shard-{000..009}.tar (in wrong.yaml)",
         ),

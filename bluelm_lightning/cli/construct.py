@@ -68,11 +68,12 @@ def one_line(key: str, *more: type[Exception]) -> Iterator[None]:
         key: what is built.
         more: other errors that mean wrong settings here.
     """
+    told: tuple[type[Exception], ...] = (ValueError, OSError, ImportError, MisconfigurationException, *more)
     try:
         yield
     except (ConfigError, DataError):
         raise
-    except (ValueError, OSError, ImportError, MisconfigurationException, *more) as error:
+    except told as error:
         if os.environ.get("BLUELM_DEBUG"):
             raise
         text = " ".join(str(error).split())[:400]

@@ -44,11 +44,11 @@ def _expand(path: str) -> list[str]:
     if os.path.exists(path):
         return [path]
     if "{" in path:
-        from braceexpand import UnbalancedBracesError, braceexpand  # comes with webdataset
+        from braceexpand import braceexpand  # comes with webdataset
 
         try:
             found = list(braceexpand(path))
-        except UnbalancedBracesError:
+        except ValueError:  # its UnbalancedBracesError
             raise ConfigError(f"{path} does not close a brace; write it as shard-{{000..009}}.tar") from None
         return [tar for one in found for tar in _expand(one)]
     if any(sign in path for sign in "*?["):
