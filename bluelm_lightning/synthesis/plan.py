@@ -109,7 +109,11 @@ class SynthesisPlan:
                 raise ConfigError(f"{getattr(self, key)} is below 1", key)
         if not 0 <= self.agreement <= 1:
             raise ConfigError(f"{self.agreement} is not between 0 and 1", "agreement")
-        parts = {"engine": (self.engine, TraceEngine), "rewriting.by": (self.rewriting and self.rewriting.by, Rewriter)}
+        rewriter = self.rewriting and self.rewriting.by
+        parts: dict[str, tuple[object, type]] = {
+            "engine": (self.engine, TraceEngine),
+            "rewriting.by": (rewriter, Rewriter),
+        }
         parts |= {f"verifiers.{name}": (reward, Reward) for name, reward in self.verifiers.items()}
         for key, (part, base) in parts.items():
             if type(part) is base:  # what an empty mapping gives
