@@ -65,6 +65,16 @@ def fit(project: Path, *arguments: str) -> int:
     return main(["--config", str(project / "stage.yaml"), *arguments])
 
 
+def refused(capsys, *argv) -> str:
+    """The one line of a refusal."""
+    assert main(list(argv)) == 2
+    err = capsys.readouterr().err.strip().splitlines()
+    assert len(err) == 1, err
+    assert err[0].startswith("bluelm-fit: error: ")
+    assert not Path("runs").exists() or not list(Path("runs").iterdir())
+    return err[0].removeprefix("bluelm-fit: error: ")
+
+
 def losses(run: Path) -> dict[int, str]:
     """Training loss by step, as it stands in metrics.csv."""
     return {int(row["step"]): row["train/loss"] for row in metrics_rows(run) if row["train/loss"]}

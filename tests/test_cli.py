@@ -3,8 +3,7 @@
 from pathlib import Path
 
 import pytest
-import yaml
-from cli_project import fit, stage, write_project
+from cli_project import fit, refused, write_project
 
 from bluelm_lightning.cli.app import FitCLI
 from bluelm_lightning.cli.arguments import split_arguments
@@ -25,16 +24,6 @@ def _in_a_folder_of_its_own(tmp_path, monkeypatch):
 def settings(project, *arguments):
     """The parsed settings."""
     return FitCLI(Layers(split_arguments(["--config", str(project / "stage.yaml"), *arguments]))).config
-
-
-def refused(capsys, *argv) -> str:
-    """The one line of a refusal."""
-    assert main(list(argv)) == 2
-    err = capsys.readouterr().err.strip().splitlines()
-    assert len(err) == 1, err
-    assert err[0].startswith("bluelm-fit: error: ")
-    assert not Path("runs").exists() or not list(Path("runs").iterdir())
-    return err[0].removeprefix("bluelm-fit: error: ")
 
 
 # ---------------------------------------------------------------- what is understood
@@ -188,89 +177,7 @@ def test_wrong_override(project, capsys, argument, said):
     assert len(line) < 500
 
 
-# ---------------------------------------------------------------- mistakes in files
-def wrong_file(project, change) -> str:
-    content = stage(project)
-    change(content)
-    Path("wrong.yaml").write_text(yaml.safe_dump(content))
-    return "wrong.yaml"
-
-
-def parts(content):
-    return content["model"]["init_args"]["vlm"]["init_args"]
-
-
-@pytest.mark.parametrize(
-    ("change", "said"),
-    [
-        (
-            lambda c: parts(c)["projector"]["init_args"].update(hiden_dim=3),
-            "model.vlm.projector.hiden_dim: unknown key of MLPProjector; did you mean hidden_dim? (in wrong.yaml)",
-        ),
-        (
-            lambda c: parts(c).update(projecter=parts(c).pop("projector")),
-            "model.vlm.projecter: unknown key of VisionLanguageModel; did you mean projector?",
-        ),
-        (
-            lambda c: parts(c)["projector"].update(init_arg={}),
-            "model.vlm.projector.init_arg: unknown key; did you mean init_args?",
-        ),
-        (
-            lambda c: parts(c)["projector"]["init_args"].pop("vision_dim"),
-            "model.vlm.projector.vision_dim: is missing; MLPProjector needs it",
-        ),
-        (
-            lambda c: parts(c)["projector"].update(class_path="CausalDecoder"),
-            "model.vlm.projector: CausalDecoder is a Decoder, not a Projector",
-        ),
-        (
-            lambda c: c["model"].update(class_path="SFTStag"),
-            "model: there is no Stage called 'SFTStag'; did you mean SFTStage?",
-        ),
-        (
-            lambda c: c["model"]["init_args"]["optimizer"]["init_args"].update(lr="fast"),
-            "model.optimizer.lr: 'fast' is not a number",
-        ),
-        (
-            lambda c: c["model"]["init_args"].update(schedul=None),
-            "model.schedul: unknown key of SFTStage; did you mean schedule?",
-        ),
-        (lambda c: c["data"]["init_args"].pop("tokenizer"), "data.tokenizer: is missing; SFTDataModule needs it"),
-        (lambda c: c.pop("data"), "data: is missing; "),
-        (lambda c: c["model"].update(clip_norm=3), "model.clip_norm: unknown key; put it under init_args"),
-        (lambda c: c.update(trainr=c.pop("trainer")), "trainr: unknown key; did you mean trainer?"),
-        (lambda c: c.update(init_from=3), "--init_from: 3 is not a path or a list of paths"),
-    ],
-)
-def test_wrong_file(project, capsys, change, said):
-    assert said in refused(capsys, "--config", wrong_file(project, change))
-
-
-@pytest.mark.parametrize(
-    ("text", "said"),
-    [
-        (
-            "trainer:\n  max_steps: 3\n  max_steps: 4\n",
-            "max_steps: stands twice in bad.yaml, lines 2 and 3; delete one",
-        ),
-        ("trainer:\n  max_steps: 3\n max_epochs\n", "--config: bad.yaml is no YAML: line 3: "),
-        ("- 3\n", "--config: bad.yaml holds [3], not keys and values"),
-        ("", "--config: bad.yaml holds None, not keys and values"),
-    ],
-)
-def test_bad_yaml(capsys, text, said):
-    Path("bad.yaml").write_text(text)
-    assert said in refused(capsys, "--config", "bad.yaml")
-
-
-def test_missing_config_lists_the_packaged_ones(capsys):
-    assert "--config: nope.yaml does not exist; give a file or one of 3b/align.yaml, " in refused(
-        capsys, "--config", "nope.yaml"
-    )
-    assert refused(capsys, "--config", "3b/stf.yaml").endswith("did you mean 3b/sft.yaml?")
-    assert "--config: is missing; " in refused(capsys)
-
-
+# ---------------------------------------------------------------- several files
 def test_later_file_that_drops_arguments(project, capsys):
     Path("later.yaml").write_text("model: {init_args: {schedule: {class_path: Constant}}}\n")
     line = refused(capsys, "--config", str(project / "stage.yaml"), "--config", "later.yaml")

@@ -165,6 +165,10 @@ COLLECT = {"class_path": "CollectJson", "init_args": {"paths": "none.jsonl"}}
         ({"steps": [COLLECT, "Classify", COLLECT]}, r"steps\[2\]: collects behind other steps"),
         ({"steps": [{"class_path": 3}]}, r"steps\[0\].class_path: 3 names no class"),
         ({"steps": [{"class_path": "CollectJson", "init_args": "a.jsonl"}]}, r"steps\[0\].init_args: .* is no mapping"),
+        (
+            {"steps": [COLLECT, {"class_path": "LengthFilter", "init_args": {"min_characters": None}}]},
+            r"steps\[1\].init_args.min_characters: is null; give an integer",
+        ),
     ],
 )
 def test_errors_name_the_key(change, message):

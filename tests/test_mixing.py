@@ -253,6 +253,7 @@ def test_more_later_proxies_only_add_and_more_first_ones_move_the_later():
     ("change", "message"),
     [
         ({"frist": 3}, "frist: unknown key of MixPlan; did you mean first?"),
+        ({3: 4}, "3: is no text, and so no key in "),
         ({"held_out": []}, "held_out: is empty"),
         ({"held_out": [{"path": "nowhere/a"}]}, "nowhere/a"),
         ({"unit": "bytes"}, "unit: 'bytes' is not one of tokens, samples"),
@@ -267,7 +268,7 @@ def test_more_later_proxies_only_add_and_more_first_ones_move_the_later():
 def test_bad_settings_end_with_one_line(project, change, message, capsys, mixed, monkeypatch):
     monkeypatch.setattr("bluelm_lightning.mixing.run.Runs", lambda *_: FirstOnly(project / "mix", "d"))
     plan = {**yaml.safe_load((project / "mix.yaml").read_text()), **change}
-    (project / "bad.yaml").write_text(yaml.safe_dump(plan))
+    (project / "bad.yaml").write_text(yaml.safe_dump(plan, sort_keys=False))
     assert main([str(project / "bad.yaml")]) == 2
     error = capsys.readouterr().err
     assert message in error

@@ -194,6 +194,11 @@ def test_frozen_parameters_stay(tmp_path):
     assert moved(stage) == {name for name, _ in stage.named_parameters() if name.startswith("vlm.projector.")}
 
 
+def test_clipping_by_the_trainer_is_refused_since_the_stage_clips(tmp_path):
+    with pytest.raises(ConfigError, match=r"trainer.gradient_clip_val: is not followed, .* set model.clip_norm"):
+        fit(tmp_path, SFTStage(tiny_vlm()), [WHOLE], gradient_clip_val=1.0)
+
+
 def test_settings_are_checked():
     with pytest.raises(ConfigError, match=r"model.clip_norm: -1 is negative; 0 switches clipping off"):
         SFTStage(tiny_vlm(), clip_norm=-1)

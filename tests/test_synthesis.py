@@ -1,6 +1,9 @@
 """Synthesis: which replies are kept and why, other wordings, the engine in this process, settings that are wrong."""
 
+from pathlib import Path
+
 import pytest
+import yaml
 from cli_project import fit, write_project
 from solver import settings, sums
 from tiny import question
@@ -166,10 +169,17 @@ def test_the_packaged_example_is_built():
         ({"bands": [{"name": "a", "most": 2}, {"name": "a", "least": 3}]}, "bands: two are called 'a'"),
         ({"engine": {"class_path": "EndpointEngine", "init_args": {"url": "host", "model": "m"}}}, "no http address"),
         ({"engine": {"class_path": "os.system"}}, "may not reach os"),
+        ({"engine": {}}, "engine: names no class; write class_path, and a TraceEngine behind it"),
+        ({"engine": {"init_args": [1]}}, "engine.init_args: [1] is no mapping; write argument: value (in "),
+        ({"rewriting": {"by": {}}}, "rewriting.by: names no class; write class_path, and a Rewriter behind it"),
+        ({"verifiers": {"a": {}}}, "verifiers.a: names no class; write class_path, and a Reward behind it"),
+        ({3: 4}, "3: is no text, and so no key in "),
     ],
 )
 def test_bad_settings_end_with_one_line(tmp_path, change, message, capsys):
-    assert main(["synthesize", settings(tmp_path, "http://localhost:9", "bad", **change)]) == 2
+    file = settings(tmp_path, "http://localhost:9", "bad")
+    Path(file).write_text(yaml.safe_dump({**yaml.safe_load(Path(file).read_text()), **change}, sort_keys=False))
+    assert main(["synthesize", file]) == 2
     error = capsys.readouterr().err
     assert message in error
     assert len(error.splitlines()) == 1

@@ -31,7 +31,7 @@ class RolloutTable(L.Callback):
         count: prompts on the page.
 
     Raises:
-        ConfigError: a number below 1.
+        ConfigError: a number below 1, or a stage that writes no rollouts.
     """
 
     def __init__(self, every_n_steps: int = 50, count: int = 8) -> None:
@@ -40,6 +40,11 @@ class RolloutTable(L.Callback):
                 raise ConfigError(f"{value} is below 1", f"trainer.callbacks.RolloutTable.{key}")
         self.every_n_steps, self.count = every_n_steps, count
         self._step = -1
+
+    def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        if not hasattr(pl_module, "scored"):
+            kind = type(pl_module).__name__
+            raise ConfigError(f"{kind} writes no rollouts; take RolloutTable away", "trainer.callbacks")
 
     def on_train_batch_end(self, trainer: L.Trainer, pl_module: L.LightningModule, *args: Any) -> None:
         step = trainer.global_step

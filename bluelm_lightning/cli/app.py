@@ -26,9 +26,10 @@ import bluelm_lightning.callbacks
 import bluelm_lightning.components  # noqa: F401 - short class names are looked up among what is imported
 from bluelm_lightning.cli.checks import check_modules
 from bluelm_lightning.cli.construct import construct, guarded, instantiate, one_line
-from bluelm_lightning.cli.diagnose import check_changes, explain
+from bluelm_lightning.cli.diagnose import check_changes, explain, find_mistake, with_origin
 from bluelm_lightning.cli.layers import Layers
 from bluelm_lightning.cli.quiet import quiet
+from bluelm_lightning.cli.walk import walk
 from bluelm_lightning.datamodules import MultimodalDataModule
 from bluelm_lightning.errors import ConfigError
 from bluelm_lightning.stages import RLStage, ShardedStrategy, Stage
@@ -74,6 +75,13 @@ class FitCLI(LightningCLI):
         except ParseError as error:
             check_changes(layers, self._hints())
             raise explain(layers, self._hints(), str(error)) from error
+        except ConfigError as error:
+            raise with_origin(error, layers) from error
+        except Exception as error:  # jsonargparse stumbles over some mistakes, such as a mapping for a text
+            mistake = find_mistake(layers, self._hints())
+            if mistake is None:
+                raise
+            raise mistake from error
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         parser.add_argument("--run_dir", type=str | None)
@@ -93,6 +101,9 @@ class FitCLI(LightningCLI):
     def instantiate_classes(self) -> None:
         """Called by LightningCLI after parsing; building waits for `build`."""
         check_changes(self.layers, self._hints())
+        trainer = self.layers.values.get("trainer", {})
+        if not isinstance(trainer, dict):  # jsonargparse takes null
+            walk(trainer, self._hints()["trainer"], "trainer")
         check_modules(self.config.as_dict())
 
     def rehearse(self) -> None:
@@ -134,6 +145,7 @@ class FitCLI(LightningCLI):
         with one_line("trainer"):
             settings = instantiate(self.parser, self.config, "trainer")
             self.config_init = Namespace(trainer=settings)
+        with one_line("trainer", TypeError):  # Lightning's answer to devices: two; callbacks are built by now
             self.trainer = self.instantiate_trainer(**arguments(settings))
         with one_line("model"), torch.device("meta") if self.receives else contextlib.nullcontext():
             self.model = instantiate(self.parser, self.config, "model")

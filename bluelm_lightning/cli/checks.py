@@ -51,6 +51,18 @@ def _check_tokenizer(name: Any) -> None:
         raise ConfigError(f"folder {name} does not exist; train one, or give a Hugging Face id", "data.tokenizer")
 
 
+def check_trainer(trainer: Any) -> None:
+    """Raises ConfigError for settings of the trainer that a run cannot follow, or would not."""
+    if trainer.get("default_root_dir"):
+        raise ConfigError("is the run folder here; give --run_dir instead", "trainer.default_root_dir")
+    for key in ("gradient_clip_val", "gradient_clip_algorithm"):
+        if trainer.get(key) is not None:
+            reason = "is not followed, since the stage clips by the norm; take it away and set model.clip_norm"
+            raise ConfigError(reason, f"trainer.{key}")
+    if trainer.get("accumulate_grad_batches", 1) < 1:
+        raise ConfigError(f"{trainer.accumulate_grad_batches} is below 1", "trainer.accumulate_grad_batches")
+
+
 def check_resume(checkpoint: dict[str, Any], optimizer: Any, max_steps: int) -> None:
     """The optimizer's state brings its old settings back, so other ones in the YAML would be ignored in silence.
 

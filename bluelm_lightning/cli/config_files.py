@@ -38,14 +38,14 @@ def read_config(path: Path) -> dict[str, Any]:
     """A YAML mapping.
 
     Raises:
-        ConfigError: no YAML, no mapping, or a key that stands twice (YAML itself would keep the last, in silence).
+        ConfigError: no YAML, no mapping, a key that is no text, or one that stands twice (YAML itself would keep the
+            last, in silence).
     """
     try:
         content = parse_yaml(path.read_text(encoding="utf-8"))
-    except _TwiceError as error:
-        first, second, key = error.args
-        raise ConfigError(f"stands twice in {path}, lines {first} and {second}; delete one", key) from None
-    except (yaml.YAMLError, UnicodeDecodeError, OSError) as error:
+    except KeyRefused as error:
+        raise ConfigError(error.told(f" in {path}"), error.key) from None
+    except (yaml.YAMLError, ValueError, OSError) as error:
         raise ConfigError(f"{path} is no YAML: {_where(error)}; correct it", "--config") from None
     if not isinstance(content, dict):
         raise ConfigError(f"{path} holds {content!r:.40}, not keys and values; see 3b/sft.yaml", "--config")
@@ -53,7 +53,12 @@ def read_config(path: Path) -> dict[str, Any]:
 
 
 def parse_yaml(text: str) -> Any:
-    """YAML as jsonargparse reads it: ``1e-3`` is a number."""
+    """YAML as jsonargparse reads it: ``1e-3`` is a number.
+
+    Raises:
+        KeyRefused: a key that is no text, or that stands twice.
+        yaml.YAMLError: no YAML, a list or mapping that holds itself, or a value that its type cannot be.
+    """
     return yaml.load(text, _StrictLoader)
 
 
@@ -62,21 +67,43 @@ def _where(error: Exception) -> str:
     return f"line {mark.line + 1}: {problem}" if mark and problem else " ".join(str(error).split())
 
 
-class _TwiceError(Exception):
-    """(first line, second line, key)"""
+class KeyRefused(Exception):
+    """A key that a mapping may not have."""
+
+    def __init__(self, key: str, what: str, lines: str) -> None:
+        super().__init__(key, what, lines)
+        self.key, self.what, self.lines = key, what, lines
+
+    def told(self, place: str = "") -> str:
+        """What is wrong, where, and the fix."""
+        return f"{self.what}{place}, {self.lines}"
 
 
 class _StrictLoader(yaml.SafeLoader):
-    """Refuses duplicate keys."""
+    """Refuses duplicate keys, keys that are no texts, and what holds itself."""
+
+    def __init__(self, stream: Any) -> None:
+        super().__init__(stream)
+        self.deep_construct = True  # inner nodes first: an outer one could be merged, and then seem to say them twice
 
     def construct_mapping(self, node: Any, deep: bool = False) -> dict:
-        lines: dict[Any, int] = {}
+        lines: dict[str, int] = {}
         for key_node, _ in node.value:
             key, line = key_node.value, key_node.start_mark.line + 1
+            if key_node.tag not in ("tag:yaml.org,2002:str", "tag:yaml.org,2002:merge"):
+                name, fix = (key, f"write {key!r}") if isinstance(key, str) else ("?", "write a name")
+                raise KeyRefused(name or "?", "is no text, and so no key", f"line {line}; {fix}")
             if key in lines and key != "<<":
-                raise _TwiceError(lines[key], line, key)
+                raise KeyRefused(key, "stands twice", f"lines {lines[key]} and {line}; delete one")
             lines[key] = line
         return super().construct_mapping(node, deep)
+
+    def construct_object(self, node: Any, deep: bool = False) -> Any:
+        try:
+            return super().construct_object(node, deep)
+        except (ValueError, LookupError, AttributeError) as error:  # 2020-13-45, !!int x, !!bool x
+            problem = f"{node.value!r:.40} is no {node.tag.rpartition(':')[2]} ({error})"
+            raise yaml.constructor.ConstructorError(None, None, problem, node.start_mark) from error
 
 
 _StrictLoader.add_implicit_resolver(

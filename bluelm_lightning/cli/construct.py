@@ -61,13 +61,19 @@ def locate(config: Any, klass: type, argument: str, key: str) -> str:
 
 
 @contextlib.contextmanager
-def one_line(key: str) -> Iterator[None]:
-    """A ValueError of a user's or a library's constructor as a ConfigError; as it is with ``BLUELM_DEBUG=1``."""
+def one_line(key: str, *more: type[Exception]) -> Iterator[None]:
+    """A ValueError of a user's or a library's constructor as a ConfigError; as it is with ``BLUELM_DEBUG=1``.
+
+    Args:
+        key: what is built.
+        more: other errors that mean wrong settings here.
+    """
+    told: tuple[type[Exception], ...] = (ValueError, OSError, ImportError, MisconfigurationException, *more)
     try:
         yield
     except (ConfigError, DataError):
         raise
-    except (ValueError, OSError, ImportError, MisconfigurationException) as error:
+    except told as error:
         if os.environ.get("BLUELM_DEBUG"):
             raise
         text = " ".join(str(error).split())[:400]

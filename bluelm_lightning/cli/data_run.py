@@ -58,7 +58,8 @@ def _build(spec: Any, key: str) -> Any:
     """One step. Its arguments are checked against the types of its constructor."""
     from jsonargparse import ArgumentError, ArgumentParser
 
-    from bluelm_lightning.cli.classes import find_class
+    from bluelm_lightning.cli.classes import find_class, parameters
+    from bluelm_lightning.cli.walk import walk
     from bluelm_lightning.data.curation import Step
     from bluelm_lightning.errors import ConfigError
 
@@ -77,6 +78,9 @@ def _build(spec: Any, key: str) -> Any:
     if wrong:
         has = ", ".join(names) or "none"
         raise ConfigError(f"{klass.__name__} has no such argument; it has {has}", f"{key}.init_args.{wrong[0]}")
+    for name, value in arguments.items():
+        if value is None:  # jsonargparse takes it for any type
+            walk(value, parameters(klass)[name].annotation, f"{key}.init_args.{name}")
     try:
         return klass(**parser.parse_object(arguments).as_dict())
     except ConfigError as error:

@@ -20,8 +20,13 @@ def explain(layers: Layers, hints: dict[str, Any], message: str) -> ConfigError:
     Args:
         layers: what the user wrote.
         hints: type of each top-level key.
-        message: what jsonargparse said; its innermost part is used where the walk below finds nothing.
+        message: what jsonargparse said; its innermost part is used where `find_mistake` finds nothing.
     """
+    return find_mistake(layers, hints) or ConfigError(innermost(message))
+
+
+def find_mistake(layers: Layers, hints: dict[str, Any]) -> ConfigError | None:
+    """The first thing wrong in what the user wrote, with the file that says it; None: nothing is seen."""
     try:
         for key, value in layers.values.items():
             if key not in hints:
@@ -31,8 +36,8 @@ def explain(layers: Layers, hints: dict[str, Any], message: str) -> ConfigError:
             if key not in layers.values:
                 raise ConfigError("is missing; give it in a --config file, such as 3b/sft.yaml", key)
     except ConfigError as error:
-        return _with_origin(error, layers)
-    return ConfigError(innermost(message))
+        return with_origin(error, layers)
+    return None
 
 
 def check_changes(layers: Layers, hints: dict[str, Any]) -> None:
@@ -52,8 +57,9 @@ def check_changes(layers: Layers, hints: dict[str, Any]) -> None:
             )
 
 
-def _with_origin(error: ConfigError, layers: Layers) -> ConfigError:
-    origin = layers.origin(error.key or "")
+def with_origin(error: ConfigError, layers: Layers) -> ConfigError:
+    """The error with the file that gave its key, where one did."""
+    origin = layers.origin((error.key or "").removeprefix("--"))
     return error if not origin or origin == COMMAND_LINE else ConfigError(f"{error} (in {origin})")
 
 

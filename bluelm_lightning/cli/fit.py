@@ -16,6 +16,7 @@ from bluelm_lightning.errors import ConfigError, DataError
 
 if TYPE_CHECKING:  # `--help`, `--version` and a missing file need none of it
     from bluelm_lightning.cli.app import FitCLI
+    from bluelm_lightning.cli.layers import Layers
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -58,16 +59,24 @@ def _run(tokens: list[str]) -> int:
 
 def _fit(arguments: list[Argument], keys: set[str], tokens: list[str]) -> int:
     from bluelm_lightning.cli.config_files import packaged_configs
+    from bluelm_lightning.cli.diagnose import with_origin
     from bluelm_lightning.cli.layers import Layers
-    from bluelm_lightning.cli.options import Options
 
     layers = Layers(arguments)
     shows_help = "help_keys" in keys or any(key.endswith(".help") for key in keys)
     if not layers.configs and not shows_help:
         raise ConfigError(f"is missing; give a file or one of {', '.join(packaged_configs())}", "--config")
+    try:
+        return _follow(layers, not (shows_help or "print_config" in keys), tokens)
+    except ConfigError as error:
+        raise with_origin(error, layers) from error
+
+
+def _follow(layers: Layers, trains: bool, tokens: list[str]) -> int:
+    from bluelm_lightning.cli.options import Options
+
     options = Options(layers.values, layers.configs)
-    trains = not (shows_help or options.summary or "print_config" in keys)
-    folder = options.run_folder() if trains else None
+    folder = options.run_folder() if trains and not options.summary else None
 
     from bluelm_lightning.cli.app import FitCLI  # from here on it costs seconds
 

@@ -51,10 +51,12 @@ class Layers:
                 self._add_override(argument)
 
     def origin(self, key: str) -> str:
-        """Who gave this key, or the nearest key above it."""
+        """Who gave this key, or the nearest key above it, or all keys of its group."""
+        group = key.partition(".")[0]
         while key and key not in self.origins:  # data.sources[0].path, data.sources[0], data.sources, ...
             key = key.rpartition("[" if key.endswith("]") else ".")[0]
-        return self.origins.get(key, "")
+        below = {layer for name, layer in self.origins.items() if name.startswith(f"{group}.")}
+        return self.origins[key] if key else below.pop() if len(below) == 1 else ""
 
     def _add_file(self, name: str) -> None:
         path = find_config(name)
@@ -68,7 +70,7 @@ class Layers:
         if argument.key in SWITCHES - {"summary"} or argument.key.endswith(".help"):
             self.tokens.append("--help" if argument.key == "help_keys" else argument.token)
             return
-        value = read_value(str(argument.text))
+        value = read_value(str(argument.text), argument.key)
         if argument.key == "init_from":
             return self._add_init_from([] if value is None else value if isinstance(value, list) else [argument.text])
         nested = nest(self.values, argument.parts, value, argument.key.endswith("+"))

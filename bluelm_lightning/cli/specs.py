@@ -6,7 +6,8 @@ from typing import Any
 
 import yaml
 
-from bluelm_lightning.cli.config_files import parse_yaml
+from bluelm_lightning.cli.config_files import KeyRefused, parse_yaml
+from bluelm_lightning.errors import ConfigError
 
 SPEC_KEYS = {"class_path", "init_args", "dict_kwargs"}
 
@@ -20,9 +21,12 @@ def as_spec(node: Any, other: Any) -> Any:
     return {"class_path": node} if isinstance(node, str) and is_spec(other) else node
 
 
-def read_value(text: str) -> Any:
+def read_value(text: str, key: str) -> Any:
+    """What an override says. Raises ConfigError: it holds a mapping with a key that it may not have."""
     try:
         return parse_yaml(text)
+    except KeyRefused as error:
+        raise ConfigError(f"{error.key}: {error.told()}", f"--{key}") from None
     except yaml.YAMLError:
         return text
 

@@ -17,7 +17,7 @@ from lightning.pytorch.utilities import rank_zero_only
 from bluelm_lightning.callbacks import TrainingStopped
 from bluelm_lightning.callbacks.lineage import Lineage
 from bluelm_lightning.cli.app import FitCLI
-from bluelm_lightning.cli.checks import check_paths, check_resume
+from bluelm_lightning.cli.checks import check_paths, check_resume, check_trainer
 from bluelm_lightning.cli.defaults import default_callbacks, default_loggers
 from bluelm_lightning.cli.options import Options
 from bluelm_lightning.cli.run_folder import RunFolder
@@ -30,8 +30,7 @@ from bluelm_lightning.errors import ConfigError
 def train(cli: FitCLI, options: Options, folder: RunFolder, command: Sequence[str]) -> int:
     """Build and fit. Returns the exit code."""
     check_paths(cli.config)
-    if cli.config.trainer.get("default_root_dir"):
-        raise ConfigError("is the run folder here; give --run_dir instead", "trainer.default_root_dir")
+    check_trainer(cli.config.trainer)
     cli.rehearse()
     saved = _read_checkpoint(folder.ckpt_path)
     _check_hand_over(cli, options)

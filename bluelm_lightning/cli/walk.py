@@ -17,6 +17,10 @@ _PLAIN = (str, int, float, bool, bytes)
 
 def walk(value: Any, hint: Any, key: str) -> None:
     """Raises ConfigError for the first thing wrong at or below ``key``."""
+    if isinstance(hint, dict):  # the trainer: a group of keys, not a class by name
+        if not isinstance(value, dict):
+            raise ConfigError(f"{_said(value)}; give keys and values, such as max_steps: 100", key)
+        return _walk_names(value, hint, key, "Trainer")
     options, classes = _options(hint), classes_of(hint)
     if value is None:
         if type(None) not in options and Any not in options:
@@ -29,8 +33,6 @@ def walk(value: Any, hint: Any, key: str) -> None:
     elif isinstance(value, dict) and (inner := _values_of(options)):
         for name, item in value.items():
             walk(item, inner, f"{key}.{name}")
-    elif isinstance(value, dict) and isinstance(hint, dict):  # the trainer: a group of keys, not a class by name
-        _walk_names(value, hint, key, "Trainer")
     elif classes and dataclasses.is_dataclass(classes[0]) and isinstance(value, dict):
         _walk_arguments(value, classes[0], key)
     elif classes and (_is_mapping(value, options) or (isinstance(value, str) and str not in options)):
@@ -57,8 +59,15 @@ def _walk_spec(value: dict[str, Any] | str, base: type, key: str) -> None:
             belongs = name in parameters(base)
             fix = "; put it under init_args" if belongs else near_or_known(name, ["class_path", "init_args"])
             raise ConfigError(f"unknown key{fix}", f"{key}.{name}")
+    for name in ("init_args", "dict_kwargs"):
+        if not isinstance(spec.get(name, {}), dict | None):
+            raise ConfigError(f"{_said(spec[name])}; write argument: value", f"{key}.{name}")
     klass = find_class(str(spec.get("class_path", base.__name__)), base, key)
     _walk_arguments(spec.get("init_args") or {}, klass, key)
+
+
+def _said(value: Any) -> str:
+    return "is empty" if value is None else f"{value!r:.60} is no mapping"
 
 
 def _walk_arguments(given: dict[str, Any], klass: type, key: str) -> None:

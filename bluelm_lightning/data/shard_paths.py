@@ -19,7 +19,8 @@ def find_shards(path: str | Path | list[str] | list[Path]) -> list[Path]:
     """A folder, a tar, a glob, a brace list, or a list of these -> absolute paths, in order.
 
     Raises:
-        ConfigError: nothing there, no shards in it, a URL, a compressed tar, or one shard twice.
+        ConfigError: nothing there, no shards in it, a URL, a compressed tar, an open brace, or one shard
+            twice.
         DataError: a folder whose writing was not finished, or that lacks shards of its manifest.
     """
     given = path if isinstance(path, list | tuple) else [path]
@@ -45,7 +46,11 @@ def _expand(path: str) -> list[str]:
     if "{" in path:
         from braceexpand import braceexpand  # comes with webdataset
 
-        return [tar for one in braceexpand(path) for tar in _expand(one)]
+        try:
+            found = list(braceexpand(path))
+        except ValueError:  # its UnbalancedBracesError
+            raise ConfigError(f"{path} does not close a brace; write it as shard-{{000..009}}.tar") from None
+        return [tar for one in found for tar in _expand(one)]
     if any(sign in path for sign in "*?["):
         return sorted(glob(path))
     raise ConfigError(f"{path} does not exist")

@@ -61,12 +61,13 @@ class MultimodalDataModule(Resampled, L.LightningDataModule):
         balance: bool = False,
     ) -> None:
         super().__init__()
-        counts = {"row_tokens": row_tokens, "batch_rows": batch_rows, "max_grid": max_grid, "max_tiles": max_tiles}
-        for key, value in counts.items():
-            if value is not None and value < 1:
-                raise ConfigError(f"{value} is below 1", f"data.{key}")
-        if num_workers < 0:
-            raise ConfigError(f"{num_workers} is below 0", "data.num_workers")
+        counts = {"row_tokens": (row_tokens, 1), "batch_rows": (batch_rows, 1), "max_grid": (max_grid, 1)}
+        counts |= {"num_workers": (num_workers, 0), "seed": (seed, 0)}
+        counts |= {"max_tiles": (max_tiles, 1)} if max_tiles is not None else {}
+        for key, (value, least) in counts.items():
+            if value is None or value < least:  # jsonargparse takes null for any argument of a class
+                reason = f"is null; give {least} or more" if value is None else f"{value} is below {least}"
+                raise ConfigError(reason, f"data.{key}")
         self.specs, self.val_specs, self.course = sources, val_sources or [], ScheduledCourse()
         self.plan = PackingPlan(row_tokens, batch_rows, max_tiles, overlong, balance=balance)
         self.max_grid, self.thumbnail, self.num_workers, self.seed = max_grid, thumbnail, num_workers, seed

@@ -13,6 +13,7 @@ from bluelm_lightning.data.prompt_loader import PromptLoader
 from bluelm_lightning.datamodules.base import MultimodalDataModule
 from bluelm_lightning.datamodules.sources import SourceSpec
 from bluelm_lightning.errors import ConfigError
+from bluelm_lightning.types import StageModel
 
 
 class PromptDataModule(MultimodalDataModule):
@@ -58,6 +59,11 @@ class PromptDataModule(MultimodalDataModule):
             )
         self.asking = PromptPlan(prompts_per_step, refills, stated_share, self.seed)
         self.budgets, self.ledger = budgets or BudgetRange(), ledger
+
+    def prepare(self, model: StageModel) -> None:
+        if not hasattr(model, "write"):
+            raise ConfigError(f"{type(model).__name__} answers no prompts; PromptDataModule goes with RLStage", "data")
+        super().prepare(model)
 
     def _training_loader(self, mixture: Mixture, shares: list[float | None]) -> PromptLoader:  # type: ignore[override]
         assert self.trainer is not None

@@ -176,6 +176,9 @@ class Stage(L.LightningModule):
 
     # ------------------------------------------------------------------ optimizer
     def configure_optimizers(self) -> dict[str, Any]:  # type: ignore[override]
+        if getattr(self._trainer, "gradient_clip_val", None) is not None:
+            reason = "is not followed, since the stage clips by the norm; take it away and set model.clip_norm"
+            raise ConfigError(reason, "trainer.gradient_clip_val")
         optimizer = self.optimizer.build(self)
         scaler = getattr(getattr(self._trainer, "precision_plugin", None), "scaler", None)
         if scaler and getattr(optimizer, "_step_supports_amp_scaling", False):

@@ -109,6 +109,15 @@ class SynthesisPlan:
                 raise ConfigError(f"{getattr(self, key)} is below 1", key)
         if not 0 <= self.agreement <= 1:
             raise ConfigError(f"{self.agreement} is not between 0 and 1", "agreement")
+        rewriter = self.rewriting and self.rewriting.by
+        parts: dict[str, tuple[object, type]] = {
+            "engine": (self.engine, TraceEngine),
+            "rewriting.by": (rewriter, Rewriter),
+        }
+        parts |= {f"verifiers.{name}": (reward, Reward) for name, reward in self.verifiers.items()}
+        for key, (part, base) in parts.items():
+            if type(part) is base:  # what an empty mapping gives
+                raise ConfigError(f"names no class; write class_path, and a {base.__name__} behind it", key)
         if not self.questions or not self.bands:
             raise ConfigError("is empty; name at least one", "questions" if not self.questions else "bands")
         names = [band.name for band in self.bands]
