@@ -1,6 +1,7 @@
 """Stages under a real Trainer: exact gradients, clipping, schedules, logs, random states, two processes, learning."""
 
 import random
+import re
 
 import lightning as L
 import numpy as np
@@ -144,6 +145,16 @@ def test_a_fused_optimizer_behind_a_gradient_scaler_is_refused(clip_norm, tmp_pa
     scaled = MixedPrecision("16-mixed", "cpu", torch.amp.GradScaler("cpu"))
     with pytest.raises(ConfigError, match=r"model.optimizer.fused: .* set it to false, or train in bf16-mixed"):
         fit(tmp_path, SFTStage(tiny_vlm(), clip_norm=clip_norm), [WHOLE], plugins=[scaled])
+
+
+def test_a_checkpoint_amid_an_accumulation_says_what_it_lacks(tmp_path, caplog):
+    class Save(L.Callback):
+        def on_train_batch_end(self, trainer, *args):
+            trainer.save_checkpoint(tmp_path / "some.ckpt")
+
+    fit(tmp_path, SFTStage(tiny_vlm()), [WHOLE] * 7, accumulate_grad_batches=3, callbacks=[Save()])
+    told = re.findall(r"after step (\d) lacks the gradients of (\d) of the next 3 micro-batches", caplog.text)
+    assert told == [("0", "1"), ("0", "2"), ("1", "1"), ("1", "2")]
 
 
 # ---------------------------------------------------------------- two processes

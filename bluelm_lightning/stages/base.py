@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from fnmatch import fnmatchcase
 from typing import Any
 
@@ -19,6 +20,8 @@ from bluelm_lightning.stages.rng import every_rank, rng_state, set_rng_state
 from bluelm_lightning.stages.schedules import Constant, Schedule
 from bluelm_lightning.stages.sharding import gathered, shard
 from bluelm_lightning.types import IGNORE, Encoded, Generation, ImageSpec, PackedBatch
+
+log = logging.getLogger(__name__)
 
 _UNIT = 1024.0  # labelled tokens; any constant will do that keeps the summed loss of a micro-batch near one
 
@@ -230,6 +233,14 @@ class Stage(L.LightningModule):
         checkpoint["rng"] = every_rank(rng_state())
         start = self.schedule.start_step
         checkpoint["schedule"] = {"start": start, "position": start + self.global_step}
+        loop, parts = self.trainer.fit_loop.epoch_loop, self.trainer.accumulate_grad_batches
+        open_ = 0 if loop.batch_progress.is_last_batch else loop.batch_progress.current.ready % parts
+        if open_:  # each process has gradients of its own, as large as the model
+            log.warning(
+                "the checkpoint after step %d lacks the gradients of %d of the next %d micro-batches: a resume is not "
+                "exact; save after whole steps (every_n_train_steps; val_check_interval: a multiple of %d)",
+                self.global_step, open_, parts, parts,
+            )  # fmt: skip
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         self.schedule.inherit(checkpoint.get("schedule", {}).get("start", 0))
