@@ -19,6 +19,7 @@ from bluelm_lightning.callbacks import (
 )
 from bluelm_lightning.callbacks.meter import Reading
 from bluelm_lightning.callbacks.progress_text import compact, step_line
+from bluelm_lightning.stages import AdamW, WarmupCosine
 from bluelm_lightning.stages.base import Stage
 
 pytest_plugins = ["callback_runs"]
@@ -50,6 +51,16 @@ def test_progress_prints_a_line_every_n_steps_without_a_terminal(fit, capsys):
     form = rf"step 4/7  loss {loss:.3f}  [\d.]+k? tok/s  pad \d+\.\d%  lr 1\.0e-03  left 0:\d\d:\d\d"
     assert re.fullmatch(form, lines[3]), lines[3]
     assert lines[-1].endswith("left 0:00:00")
+
+
+def test_the_rate_is_that_of_the_step_and_the_last_line_has_the_last_loss(fit, capsys):
+    stage = Stage(tiny_vlm(), AdamW(lr=1e-3), WarmupCosine(total_steps=9, warmup_steps=5))
+    run = fit(TrainingProgress(every_n_steps=1), stage=stage, steps=5, log_every_n_steps=3)
+    lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("step")]
+    assert [line.split("lr ")[1][:7] for line in lines] == ["2.0e-04", "4.0e-04", "6.0e-04", "8.0e-04", "1.0e-03"]
+    losses = [line.split("loss ")[1][:5] for line in lines]
+    assert losses[0] == losses[1] != losses[2] == losses[3] != losses[4]
+    assert losses[4] == f"{float(run.trainer.callback_metrics['train/loss']):.3f}"
 
 
 def test_progress_goes_on_from_the_resumed_step(fit, tmp_path, capsys):

@@ -39,6 +39,7 @@ class TrainingProgress(Metered, ProgressBar):
         self.is_enabled = True
         self._live: LiveLines | None = None
         self._total: int | None = None
+        self._rate: float | None = None
         self._first: tuple[float, int] | None = None  # moment and number of the first step done: it may have compiled
         self._drawn = self._validating_since = -math.inf
 
@@ -59,6 +60,9 @@ class TrainingProgress(Metered, ProgressBar):
         if self.is_enabled and self._live is None:
             end = self._total or "the end of the data"
             print(f"{type(pl_module).__name__}: from step {trainer.global_step} to {end}", flush=True)
+
+    def on_before_optimizer_step(self, trainer: L.Trainer, pl_module: L.LightningModule, optimizer: Any) -> None:
+        self._rate = max(float(group["lr"]) for group in optimizer.param_groups)  # afterwards it is the next step's
 
     def step_done(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         now, step = time.monotonic(), trainer.global_step
@@ -82,10 +86,9 @@ class TrainingProgress(Metered, ProgressBar):
         return step % (self.every_n_steps or trainer.log_every_n_steps or 1) == 0  # type: ignore[attr-defined]
 
     def _line(self, trainer: L.Trainer, step: int, now: float) -> str:
-        rates = [float(group["lr"]) for optimizer in trainer.optimizers for group in optimizer.param_groups]
         return step_line(
-            step, self._total, self._values(trainer, "train/"), self.meter.read(), trainer.world_size,
-            max(rates, default=None), self._seconds_left(step, now),
+            step, self._total, self._values(trainer, "train/"), self.meter.read(), trainer.world_size, self._rate,
+            self._seconds_left(step, now),
         )  # fmt: skip
 
     def _seconds_left(self, step: int, now: float) -> float | None:

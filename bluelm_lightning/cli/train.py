@@ -108,7 +108,10 @@ def _trainer_arguments(
 ) -> dict[str, Any]:
     configured = trainer.get("callbacks") or []
     configured = configured if isinstance(configured, list) else [configured]
+    every, steps = trainer.get("log_every_n_steps"), trainer.get("max_steps") or -1
+    every = 50 if every is None else every  # Lightning's default
     return {
+        "log_every_n_steps": every if steps < 1 else min(every, steps),  # a short run leaves figures, too
         "default_root_dir": str(folder.path),
         "callbacks": [*configured, *default_callbacks(trainer, folder.checkpoints, options.every_n_steps), *records],
         "logger": default_loggers(trainer.get("logger"), folder.path, step if folder.continued else 0),

@@ -175,7 +175,8 @@ class Stage(L.LightningModule):
 
     def _logs_now(self) -> bool:
         every = self.trainer.log_every_n_steps or 1  # type: ignore[attr-defined]
-        return (self.global_step + 1) % every == 0 or self.global_step == 0
+        step = self.global_step + 1
+        return step % every == 0 or step in (1, self.trainer.max_steps)
 
     # ------------------------------------------------------------------ optimizer
     def configure_optimizers(self) -> dict[str, Any]:  # type: ignore[override]
