@@ -40,9 +40,10 @@ def test_a_prompt_names_its_rewards_and_their_weights():
     assert (a.asked, b.asked) == (["s0", "s1"], ["s1", "s2"])
 
 
-def test_a_reward_that_fails_is_missing_and_named():
+def test_a_reward_that_fails_is_missing_and_named(caplog):
     router = RewardRouter({"judge": Broken(), "correct": ExactMatch()})
-    (scored,) = router.score([rollout("8</s>")])
+    (scored,) = [router.score([rollout("8</s>")]) for _ in range(2)][-1]
+    assert caplog.text.count("reward judge is missing: RuntimeError: no connection") == 1, "once, not a line a batch"
     assert scored.rewards["judge"] == Score(None, "RuntimeError: no connection")
     assert scored.total == 1.0
     metrics = rollout_metrics([scored])

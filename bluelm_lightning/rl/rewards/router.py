@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -11,6 +12,8 @@ from bluelm_lightning.errors import ConfigError, DataError
 from bluelm_lightning.rl.rewards.base import Reward
 from bluelm_lightning.types import Rollout, Score, Scored
 
+log = logging.getLogger(__name__)
+
 SPEC = "rewards"  # key of Sample.meta: a list of names, or a mapping of names to weights
 
 
@@ -19,7 +22,7 @@ class RewardRouter:
 
     A reward is asked once a batch, with whole groups; different rewards run side by side. One that raises, or returns
     the wrong number of scores, no scores or a NaN, gives missing scores with the reason, or stops the run, as
-    configured.
+    configured. The first reason of each reward is logged.
 
     Args:
         rewards: rewards by name.
@@ -52,6 +55,7 @@ class RewardRouter:
         self.rewards, self.weights, self.on_error = dict(rewards), dict(weights or {}), on_error
         self.verdicts = sorted(name for name, reward in self.rewards.items() if reward.verdict)
         self.default, self.required = list(rewards) if default is None else list(default), set(required or ())
+        self._told: set[str] = set()  # rewards whose first missing score was logged
 
     def score(self, rollouts: Sequence[Rollout]) -> list[Scored]:
         """Rewards and total of each rollout, in order.
@@ -67,6 +71,7 @@ class RewardRouter:
             jobs = {name: pool.submit(self._ask, name, [rollouts[i] for i in asked[name]]) for name in asked}
             for name, job in jobs.items():
                 scores = job.result()
+                self._tell(name, scores)
                 for place, score in zip(asked[name], scores):
                     found[place][name] = score
         return [Scored(r, scores, self._total(scores, spec)) for r, scores, spec in zip(rollouts, found, specs)]
@@ -97,6 +102,13 @@ class RewardRouter:
             first = next(filter(None, faults))
             raise DataError(f"{first}; correct it or set on_error: missing", f"reward {name}")
         return [Score(None, fault) if fault else scores[place] for place, fault in enumerate(faults)]
+
+    def _tell(self, name: str, scores: list[Score]) -> None:
+        """Log why a reward is missing, once: a reward that always fails would otherwise be a number in a log."""
+        reason = next((score.reason for score in scores if score.value is None), None)
+        if reason is not None and name not in self._told:
+            self._told.add(name)
+            log.warning("reward %s is missing: %s; reward/%s/missing counts such scores", name, reason, name)
 
     def _total(self, scores: dict[str, Score], weights: dict[str, float]) -> float | None:
         present = {name: score.value for name, score in scores.items() if score.value is not None}
