@@ -10,6 +10,7 @@ from bluelm_lightning.data.curation import (
     CollectJson,
     Decontaminate,
     ExactDuplicates,
+    Filter,
     LanguageFilter,
     LengthFilter,
     LocalEngine,
@@ -22,6 +23,16 @@ from bluelm_lightning.data.curation import (
 )
 from bluelm_lightning.data.curation.language import find_language
 from bluelm_lightning.errors import ConfigError, DataError
+
+
+class Careless(Filter):
+    """Fails at the records named so."""
+
+    def process(self, record):
+        if record.id == "raises":
+            record.data = None
+            return record.nothing
+        return record if record.id != "forgets" else None
 
 
 def texts(**named):
@@ -264,3 +275,22 @@ def test_collection_names_what_it_drops(tmp_path):
     lines = [json.loads(line) for line in (tmp_path / "out/01_CollectJson/dropped.jsonl").open()]
     places = [f"{tmp_path.name}/bad.jsonl:{where}" for where in ("1", "3", "5: image[0]")]
     assert [line["id"] for line in lines] == places
+
+
+@pytest.mark.parametrize("processes", [1, 2])
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("raises", "AttributeError: 'Record' object has no attribute 'nothing'; correct Careless.process"),
+        ("forgets", "returned None; return the record or Dropped(...)"),
+    ],
+    ids=["raises", "forgets"],
+)
+def test_a_step_that_fails_is_named_with_its_record(tmp_path, name, said, processes):
+    path = write_jsonl(tmp_path / "in.jsonl", texts(**{"good": "a" * 90, name: "b" * 90}))
+    steps = [CollectJson(path, part_bytes=100), Careless()]
+    with pytest.raises(DataError) as caught:
+        Pipeline(steps, tmp_path / "out", LocalEngine(processes), show=False).run()
+    assert str(caught.value) == f"02_Careless: record {name}: {said}"
+    assert caught.value.where == f"02_Careless: record {name}"
+    assert processes == 2 or isinstance(caught.value.__cause__, AttributeError) == (name == "raises")

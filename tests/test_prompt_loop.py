@@ -14,7 +14,7 @@ from bluelm_lightning.data.ledger import PassRateLedger
 from bluelm_lightning.data.mixture import Mixture
 from bluelm_lightning.data.prompt_drawer import PromptDrawer, PromptPlan
 from bluelm_lightning.datamodules import PromptDataModule, SourceSpec
-from bluelm_lightning.errors import ConfigError
+from bluelm_lightning.errors import ConfigError, DataError
 from bluelm_lightning.rl.policy_loss import PolicyLoss
 from bluelm_lightning.rl.rewards import Reward, RewardRouter
 from bluelm_lightning.stages import RLStage
@@ -120,6 +120,23 @@ def test_rollouts_ahead_are_one_collection_old_and_corrected(tmp_path):
     assert peek.logged[2]["policy/gap_max"] > 1e-3  # the weights that wrote are not those that learn
     assert all(logged["policy/ratio"] == pytest.approx(1.0, abs=1e-5) for logged in peek.logged)
     assert not any(p.requires_grad for p in stage.writer.parameters())
+
+
+def test_rewards_that_fail_are_the_cause_when_nothing_is_learnt(tmp_path):
+    """Not that all are equal, which sends the reader to the prompts."""
+
+    class Same(Reward):
+        def score(self, rollouts):
+            return [Score(1.0)] * len(rollouts)
+
+    class Broken(Reward):
+        def score(self, rollouts):
+            raise RuntimeError("no connection")
+
+    fail = RewardRouter({"same": Same(), "judge": Broken()})
+    said = "20 collections .* 320 of 640 rewards are missing, .*reward judge: RuntimeError: no connection"
+    with pytest.raises(DataError, match=said):
+        fit(stage_of(rewards=fail), data_of(tmp_path), tmp_path, 1)
 
 
 def test_plans_are_checked():

@@ -1,5 +1,6 @@
 """Key data resampling: policies by hand, caps, the ledger's file, and what the loader makes of it."""
 
+import re
 from collections import Counter
 
 import lightning as L
@@ -24,7 +25,7 @@ from bluelm_lightning.data.resampler import KeyDataResampler
 from bluelm_lightning.data.sample_ledger import SampleLedger
 from bluelm_lightning.errors import ConfigError, DataError
 from bluelm_lightning.reproduce.claim_8 import loss_at, tokens_to
-from bluelm_lightning.types import Ref
+from bluelm_lightning.types import Ref, SharePolicy
 
 A = SourceFigures(100, 0.75, 1, [(10, 3.0), (30, 2.0)], (0.0, 0.5))
 B = SourceFigures(400, 0.25, 1, [(5, 9.0), (10, 4.5), (10, 4.0)], (1.0, 1.0, 1.0, 0.0))
@@ -81,6 +82,15 @@ def test_what_is_not_known_yet_moves_nothing():
 def test_settings_that_make_no_sense(make, said):
     with pytest.raises(ConfigError, match=said):
         make()
+
+
+@pytest.mark.parametrize("shares", [{"b": 1}, None, {"a": 1, "b": None}, {"a": 2, "b": -1}, {"a": 0, "b": 0}])
+def test_a_policy_that_returns_no_shares_is_named(shares):
+    own = type("Own", (SharePolicy,), {"shares": lambda self, figures, step: shares})()
+    wrong = "leave out a" if shares == {"b": 1} else "cannot be used"
+    said = re.escape(f"trainer.callbacks.policy: the shares that Own returned {wrong}: {shares};")
+    with pytest.raises(ConfigError, match=said + ".* none negative and one above 0"):
+        KeyDataResampler(["a", "b"], [Texts(3)] * 2, [1, 1], own)
 
 
 # ---------------------------------------------------------------- caps

@@ -1,5 +1,6 @@
 """The router asks the rewards that a prompt names, and a reward that fails is missing, not zero."""
 
+import re
 import threading
 
 import pytest
@@ -39,9 +40,10 @@ def test_a_prompt_names_its_rewards_and_their_weights():
     assert (a.asked, b.asked) == (["s0", "s1"], ["s1", "s2"])
 
 
-def test_a_reward_that_fails_is_missing_and_named():
+def test_a_reward_that_fails_is_missing_and_named(caplog):
     router = RewardRouter({"judge": Broken(), "correct": ExactMatch()})
-    (scored,) = router.score([rollout("8</s>")])
+    (scored,) = [router.score([rollout("8</s>")]) for _ in range(2)][-1]
+    assert caplog.text.count("reward judge is missing: RuntimeError: no connection") == 1, "once, not a line a batch"
     assert scored.rewards["judge"] == Score(None, "RuntimeError: no connection")
     assert scored.total == 1.0
     metrics = rollout_metrics([scored])
@@ -62,6 +64,26 @@ def test_without_a_required_reward_there_is_no_total(silent):
 def test_a_run_may_stop_instead(bad):
     with pytest.raises(DataError, match=r"reward judge: .*set on_error: missing"):
         RewardRouter({"judge": bad}, on_error="stop").score([rollout("8</s>")])
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ([1.0, 0.0], "returned float, give Score(value)"),
+        ([Score("1"), Score("0")], "TypeError: must be real number, not str"),
+        (None, "returned None, give a list of Score"),
+    ],
+)
+def test_what_are_no_scores_is_missing_or_stops_too(given, said):
+    class Plain(Reward):
+        def score(self, rollouts):
+            return given
+
+    batch = [rollout("8</s>"), rollout("9</s>")]
+    scored = RewardRouter({"right": Plain()}).score(batch)
+    assert [item.rewards["right"] for item in scored] == [Score(None, said)] * 2
+    with pytest.raises(DataError, match=f"reward right: .*{re.escape(said)}; correct it or set on_error: missing"):
+        RewardRouter({"right": Plain()}, on_error="stop").score(batch)
 
 
 def test_rewards_run_side_by_side():

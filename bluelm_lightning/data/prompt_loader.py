@@ -7,7 +7,7 @@ updated; a learner that is ``ahead`` writes the next collection in a thread mean
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import astuple, replace
 from typing import Any
@@ -54,9 +54,8 @@ class PromptLoader:
                 left = self.learner.learn(scored)
                 empty = 0 if left else empty + 1  # every rollout of a group may have the same reward
                 if empty >= _MOST_EMPTY:
-                    raise DataError(
-                        f"{empty} collections in a row taught nothing: all rewards of every prompt are equal"
-                    )
+                    why = _why(item for collection in self.learner.collected[-empty:] for item in collection)
+                    raise DataError(f"{empty} collections in a row taught nothing: {why}")
                 continue
             cursor += 1
             self.collection = place["drawer"].get("collections", 1) - 1
@@ -112,3 +111,13 @@ class PromptLoader:
     def skipped(self) -> int:
         """Prompts that could not be used."""
         return self.drawer.skipped
+
+
+def _why(scored: Iterable[Scored]) -> str:
+    """Why nothing was to be learnt. Rewards that fail leave nothing that differs, and then no other prompts help."""
+    scores = [(name, score) for item in scored for name, score in item.rewards.items()]
+    missing = [f"reward {name}: {score.reason}" for name, score in scores if score.value is None]
+    if not missing:
+        return "all rewards of every prompt are equal; ask prompts that are solved sometimes"
+    many = f"{len(missing)} of {len(scores)} rewards are missing"
+    return f"the totals of every prompt are equal or missing; {many}, the first for {missing[0]}; correct it"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from bisect import bisect_right
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from itertools import groupby
 from pathlib import Path
 from typing import Any
@@ -147,13 +147,27 @@ class KeyDataResampler:
     def _decide(self, step: int, turn: int) -> None:
         if self._asked >= turn:
             raise RuntimeError(f"shares of batch {self._asked} were asked for before they were decided: lag {self.lag}")
-        weights = self.policy.shares(self.figures(), step)
-        given = [float(weights[name]) for name in self.names]
-        if min(given) < 0 or not 0 < sum(given) < float("inf"):
-            raise ConfigError(f"{weights} are no shares", "trainer.callbacks.policy")
+        given = self._weights(self.policy.shares(self.figures(), step))
         if self.moves and self.moves[-1][0] == turn:
             self.moves.pop()
         self.moves.append((turn, [weight / sum(given) for weight in given]))
+
+    def _weights(self, shares: Any) -> list[float]:
+        """What the policy returned, in the order of the sources. Raises ConfigError for what are no shares."""
+        wrong = "cannot be used"
+        if isinstance(shares, Mapping):
+            missing = [name for name in self.names if name not in shares]
+            try:
+                given = [float(shares[name]) for name in self.names if not missing]
+            except (TypeError, ValueError):
+                given = []
+            if given and min(given) >= 0 and 0 < sum(given) < float("inf"):
+                return given
+            if missing:
+                wrong = f"leave out {', '.join(missing)}"
+        text = f"the shares that {type(self.policy).__name__} returned {wrong}: {shares!r:.300}"
+        rule = "return a number for each source, none negative and one above 0"
+        raise ConfigError(f"{text}; {rule}", "trainer.callbacks.policy")
 
     def figures(self) -> dict[str, SourceFigures]:
         """What the policy is asked with."""

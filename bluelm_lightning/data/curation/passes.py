@@ -23,7 +23,7 @@ from bluelm_lightning.data.curation.record import Picture, Record, close_files, 
 from bluelm_lightning.data.curation.step import Build, Collect, Dropped, Filter, Global
 from bluelm_lightning.data.records import load_json, to_record
 from bluelm_lightning.data.shard_index import write_json
-from bluelm_lightning.errors import DataError
+from bluelm_lightning.errors import ConfigError, DataError
 
 
 @dataclass(frozen=True)
@@ -119,14 +119,28 @@ def filter_part(job: Job, part: Part, number: int) -> dict[str, Any]:
     step = _ready(job)
     with PartWriter(job.files, number) as writer:
         for line, record in read_lines(part.path, job.root):
-            became = step.process(record)
+            try:
+                became = step.process(record)
+            except (ConfigError, DataError):  # these say where
+                raise
+            except Exception as error:
+                reason = f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}"
+                raise _failed(job, line, f"{reason}; correct {type(step).__name__}.process") from error
             if became is record:
                 writer.keep(line)
             elif isinstance(became, Dropped):
                 writer.drop(record.id, record.source, became)
-            else:
+            elif isinstance(became, Record):
                 writer.keep(became.to_line())
+            else:
+                got = None if became is None else type(became).__name__
+                raise _failed(job, line, f"returned {got}; return the record or Dropped(...)")
     return {"records": part.records}
+
+
+def _failed(job: Job, line: bytes, reason: str) -> DataError:
+    """Read from its line again: the step may have changed the record before it failed."""
+    return DataError(reason, f"{job.folder.name}: record {from_line(line, job.root).id}")
 
 
 def _ready(job: Job) -> Filter:

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 from bluelm_lightning.errors import ConfigError, DataError
 from bluelm_lightning.rl.rewards.base import Reward
 from bluelm_lightning.types import Rollout, Score, Scored
+
+log = logging.getLogger(__name__)
 
 SPEC = "rewards"  # key of Sample.meta: a list of names, or a mapping of names to weights
 
@@ -17,7 +21,8 @@ class RewardRouter:
     """Scores rollouts by the rewards that their prompts name.
 
     A reward is asked once a batch, with whole groups; different rewards run side by side. One that raises, or returns
-    the wrong number of scores or a NaN, gives missing scores with the reason, or stops the run, as configured.
+    the wrong number of scores, no scores or a NaN, gives missing scores with the reason, or stops the run, as
+    configured. The first reason of each reward is logged.
 
     Args:
         rewards: rewards by name.
@@ -50,6 +55,7 @@ class RewardRouter:
         self.rewards, self.weights, self.on_error = dict(rewards), dict(weights or {}), on_error
         self.verdicts = sorted(name for name, reward in self.rewards.items() if reward.verdict)
         self.default, self.required = list(rewards) if default is None else list(default), set(required or ())
+        self._told: set[str] = set()  # rewards whose first missing score was logged
 
     def score(self, rollouts: Sequence[Rollout]) -> list[Scored]:
         """Rewards and total of each rollout, in order.
@@ -64,7 +70,9 @@ class RewardRouter:
         with ThreadPoolExecutor(max_workers=max(1, len(asked))) as pool:
             jobs = {name: pool.submit(self._ask, name, [rollouts[i] for i in asked[name]]) for name in asked}
             for name, job in jobs.items():
-                for place, score in zip(asked[name], job.result()):
+                scores = job.result()
+                self._tell(name, scores)
+                for place, score in zip(asked[name], scores):
                     found[place][name] = score
         return [Scored(r, scores, self._total(scores, spec)) for r, scores, spec in zip(rollouts, found, specs)]
 
@@ -84,24 +92,41 @@ class RewardRouter:
     def _ask(self, name: str, rollouts: list[Rollout]) -> list[Score]:
         try:
             scores = self.rewards[name].score(rollouts)
-            if len(scores) != len(rollouts):
-                raise ValueError(f"returned {len(scores)} scores for {len(rollouts)} rollouts")
+            faults = _faults(scores, len(rollouts))
         except Exception as error:
             reason = f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}"
             if self.on_error == "stop":
                 raise DataError(f"failed: {reason}; correct it or set on_error: missing", f"reward {name}") from error
             return [Score(None, reason)] * len(rollouts)
-        return [self._finite(name, score) for score in scores]
+        if self.on_error == "stop" and any(faults):
+            first = next(filter(None, faults))
+            raise DataError(f"{first}; correct it or set on_error: missing", f"reward {name}")
+        return [Score(None, fault) if fault else scores[place] for place, fault in enumerate(faults)]
 
-    def _finite(self, name: str, score: Score) -> Score:
-        if score.value is None or math.isfinite(score.value):
-            return score
-        if self.on_error == "stop":
-            raise DataError(f"returned {score.value}; correct it or set on_error: missing", f"reward {name}")
-        return Score(None, f"returned {score.value}")
+    def _tell(self, name: str, scores: list[Score]) -> None:
+        """Log why a reward is missing, once: a reward that always fails would otherwise be a number in a log."""
+        reason = next((score.reason for score in scores if score.value is None), None)
+        if reason is not None and name not in self._told:
+            self._told.add(name)
+            log.warning("reward %s is missing: %s; reward/%s/missing counts such scores", name, reason, name)
 
     def _total(self, scores: dict[str, Score], weights: dict[str, float]) -> float | None:
         present = {name: score.value for name, score in scores.items() if score.value is not None}
         if not present or self.required & (set(scores) - set(present)):
             return None
         return sum(weights[name] * value for name, value in present.items())
+
+
+def _faults(scores: Any, count: int) -> list[str]:
+    """What is wrong with the score of each of ``count`` rollouts, "" for nothing."""
+    if scores is None:
+        return ["returned None, give a list of Score"] * count
+    if len(scores) != count:
+        return [f"returned {len(scores)} scores for {count} rollouts"] * count
+    return [_fault(score) for score in scores]
+
+
+def _fault(score: Any) -> str:
+    if not isinstance(score, Score):
+        return f"returned {type(score).__name__}, give Score(value)"
+    return "" if score.value is None or math.isfinite(score.value) else f"returned {score.value}"
