@@ -224,6 +224,27 @@ def test_rows_without_images_work_and_do_not_run_the_tower():
     vlm.vision.forward = None  # would raise
     batch = pack([[random_doc(7, 0, 1)], [random_doc(9, 0, 2)]], 10, 0)
     assert vlm(batch).shape == (2, 10, 32)
+    vlm.requires_grad_(False)
+    assert vlm(batch).shape == (2, 10, 32)  # nothing trains
+    vlm.projector.requires_grad_(True)
+    with torch.no_grad():
+        assert vlm(batch).shape == (2, 10, 32)
+    next(vlm.decoder.parameters()).requires_grad_(True)
+    assert vlm(batch).requires_grad
+
+
+@pytest.mark.parametrize("part", ["vision", "projector"])
+def test_rows_without_images_give_zero_gradients_to_what_learns_from_images_alone(part):
+    vlm = tiny_vlm()
+    batch = pack([[random_doc(7, 0, 1)], [random_doc(9, 0, 2)]], 10, 0)
+    with torch.no_grad():
+        wanted = vlm(batch)
+    vlm.requires_grad_(False)
+    getattr(vlm, part).requires_grad_(True)
+    hidden = vlm(batch)
+    hidden.sum().backward()
+    assert torch.equal(hidden, wanted)
+    assert all(p.grad is not None and not p.grad.any() for p in getattr(vlm, part).parameters())
 
 
 # ---------------------------------------------------------------- projectors

@@ -206,6 +206,8 @@ def test_prompts_come_from_the_validation_sources_in_turn(module):
             assert torch.equal(prompt.ids, data.encoder.prompt(sample, thinking).ids)
     assert [sample.source for sample, _ in module().sample_prompts(2, True)] == ["Talks", "Talks"]
     assert len(data.sample_prompts(99, True)) == 17
+    lost = module(val_sources=[SourceSpec(source=Talks(5, lost=(1,)))])
+    assert [sample.id for sample, _ in lost.sample_prompts(3, True)] == ["talks-0", "talks-2", "talks-3"]
 
 
 def test_preview_and_manifest(module):

@@ -190,3 +190,11 @@ def test_the_text_cache_is_bounded_and_changes_nothing():
         encode._text(str(number))
     assert len(encode._cache) <= 10_001
     assert all(torch.equal(encode(question(str(n))).ids, ids) for n, ids in zip((3, 10_001), fresh))
+
+
+def test_texts_that_repeat_are_cached_and_documents_are_not():
+    encode, samples = tiny_encoder(), [talk(), Sample(id="d", source="s", text="the sum is 12 " * 300)]
+    first = [encode(sample).ids for sample in samples]
+    assert set(encode._cache) == {"the sum?", "\n", "4+5=9", "9"}
+    assert sum(ids.itemsize * len(ids) for ids in encode._cache.values()) < 100  # numbers, not objects
+    assert all(torch.equal(encode(sample).ids, ids) for sample, ids in zip(samples, first))

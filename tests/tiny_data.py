@@ -9,6 +9,7 @@ from tiny import TILE, png, tiny_encoder
 from bluelm_lightning.data.fetch import SampleFetcher
 from bluelm_lightning.data.loader import PackedLoader, PackingPlan
 from bluelm_lightning.data.mixture import Mixture
+from bluelm_lightning.errors import DataError
 from bluelm_lightning.types import PackedBatch, Sample
 
 ROW = 96
@@ -20,13 +21,17 @@ class Talks:
 
     name = "talks"
 
-    def __init__(self, num: int = 40, broken: tuple[int, ...] = (), long: tuple[int, ...] = ()) -> None:
-        self.num, self.broken, self.long = num, set(broken), set(long)
+    def __init__(
+        self, num: int = 40, broken: tuple[int, ...] = (), long: tuple[int, ...] = (), lost: tuple[int, ...] = ()
+    ) -> None:
+        self.num, self.broken, self.long, self.lost = num, set(broken), set(long), set(lost)
 
     def __len__(self) -> int:
         return self.num
 
     def __getitem__(self, index: int) -> Sample:
+        if index in self.lost:
+            raise DataError("is no record", f"{self.name}:{index}")
         rng = Random(f"{self.name}/{index}")
         wide = rng.choice([1, 1, 2])
         images = [picture(TILE, wide * TILE, rng.randrange(4))] * (rng.random() < 0.4)

@@ -77,9 +77,10 @@ class VisionLanguageModel(Component):
         tiles = batch.tiles
         if not len(tiles):
             together = torch.distributed.is_available() and torch.distributed.is_initialized()
-            if not (together and (self.training or self.lockstep)):
+            if not ((together and (self.training or self.lockstep)) or self._learns_from_pictures_alone()):
                 return embeds
-            # Every rank must run the tower, or gradient reduction would wait for this one forever.
+            # Every rank must run the tower, or gradient reduction would wait for this one forever; and a loss that
+            # reaches no weight that trains has no gradient at all.
             size = self.vision.image_size
             blank = torch.zeros(1, 3, size, size, dtype=torch.uint8, device=embeds.device)
             return embeds + 0.0 * self.encode_images(blank).sum().to(embeds.dtype)
@@ -88,6 +89,12 @@ class VisionLanguageModel(Component):
             features = gather_rows(features, batch.group)[batch.features]
         flat = embeds.flatten(0, 1).index_copy(0, batch.image_positions, features)
         return flat.view_as(embeds)
+
+    def _learns_from_pictures_alone(self) -> bool:
+        """Whether gradients are wanted, the decoder is frozen, and some of the tower or projector trains."""
+        if not torch.is_grad_enabled() or any(p.requires_grad for p in self.decoder.parameters()):
+            return False
+        return any(p.requires_grad for part in (self.vision, self.projector) for p in part.parameters())
 
     def slice_for(self, batch: PackedBatch, group: Any) -> PackedBatch:
         """What this process of ``group`` computes of a batch that the whole group holds; None: all of it."""

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from array import array
+from collections.abc import Iterable, Sequence
 from itertools import pairwise
 from typing import Any
 
@@ -16,6 +17,7 @@ from bluelm_lightning.errors import DataError
 from bluelm_lightning.types import IGNORE, Encoded, ImageSpec, Sample
 
 _CLOSED = Piece("special", chat.END_THINK, True)
+_REPEATS = 1000  # characters; longer texts are documents and traces, which do not come again soon, if at all
 
 
 class Encoder:
@@ -33,7 +35,7 @@ class Encoder:
         self.max_grid, self.thumbnail = max_grid, thumbnail
         self.special = {token: tokenizer.convert_tokens_to_ids(token) for token in chat.SPECIAL_TOKENS}
         self._markers = frozenset(self.special.values())
-        self._cache: dict[str, list[int]] = {}
+        self._cache: dict[str, array[int]] = {}
 
     def __call__(self, sample: Sample, cut: float | None = None, stated: float | None = None) -> Encoded:
         """A training sample, with labels.
@@ -68,6 +70,7 @@ class Encoder:
             if stated is not None and piece[:2] == _CLOSED[:2]:
                 said = self._text(chat.state_budget(round((stated if cut is None else 1) * (len(ids) - opened))))
                 ids[switch:switch], loss[switch:switch] = said, [False] * len(said)
+            new: Sequence[int]
             if piece.kind == "image":
                 count = len(tiles[images]) * self.image_spec.tokens_per_tile if images < len(tiles) else 0
                 new = [self.special[chat.IMAGE]] * count
@@ -97,12 +100,14 @@ class Encoder:
             image_positions=(tokens == self.special[chat.IMAGE]).nonzero().flatten(),
         )
 
-    def _text(self, text: str) -> list[int]:
+    def _text(self, text: str) -> Sequence[int]:
         """Plain text: special tokens spelled out in it are not recognised."""
+        if len(text) > _REPEATS:
+            return self._plain(text)
         if text not in self._cache:
             if len(self._cache) > 10_000:
                 self._cache.clear()
-            self._cache[text] = self._plain(text)
+            self._cache[text] = array("i", self._plain(text))  # 4 bytes an id; a list takes 36
         return self._cache[text]
 
     def _plain(self, text: str) -> list[int]:

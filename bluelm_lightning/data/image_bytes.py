@@ -14,6 +14,7 @@ from typing import Any
 from bluelm_lightning.errors import DataError
 
 MAX_PIXELS = 1 << 27  # 134 million; more is taken for a decompression bomb, and only headers were read by then
+_ORIENTATION = 0x0112  # EXIF tag
 
 
 def sniff(data: bytes) -> str | None:
@@ -101,11 +102,45 @@ def _as_png(image: Any, where: str) -> bytes:
         raise DataError(f"is {width} x {height}, more than {MAX_PIXELS} pixels; make it smaller", where)
     out = BytesIO()
     try:
-        keep = image.mode in ("1", "L", "LA", "P", "RGB", "RGBA", "I;16")
-        (image if keep else image.convert("RGB")).save(out, "PNG")
+        image = upright(image)  # a PNG of ours carries no EXIF
+        if image.mode.startswith(("I", "F")) and image.mode != "I;16":
+            image = grey_to_8_bits(image)
+        elif image.mode not in ("1", "L", "LA", "P", "RGB", "RGBA", "I;16"):
+            image = image.convert("RGBA" if image.mode in ("PA", "La", "RGBa") else "RGB")
+        image.save(out, "PNG")
+    except DataError as error:
+        raise DataError(error.reason, where) from error
     except Exception as error:
         raise DataError(f"cannot be decoded: {error}; leave it out or save it again", where) from error
     return out.getvalue()
+
+
+def orientation(picture: Any) -> int:
+    """1 for an upright PIL image, 2 to 8 for one that is stored mirrored or turned, from 5 on with its sides swapped.
+
+    What Pillow has read so far says it, and a PNG may keep its EXIF behind its pixels: `upright` loads them first.
+    """
+    from PIL import Image
+
+    try:
+        return int(Image.Image.getexif(picture).get(_ORIENTATION, 1))  # a PNG's own getexif() decodes the pixels
+    except Exception:  # damaged EXIF beside good pixels
+        return 1
+
+
+def upright(picture: Any) -> Any:
+    """A PIL image as its EXIF orientation shows it; the image itself where that is damaged, unknown or absent."""
+    from PIL.Image import Transpose as T
+
+    picture.load()
+    turns = [T.FLIP_LEFT_RIGHT, T.ROTATE_180, T.FLIP_TOP_BOTTOM, T.TRANSPOSE, T.ROTATE_270, T.TRANSVERSE, T.ROTATE_90]
+    turn = orientation(picture)
+    if not 2 <= turn <= 8:
+        return picture
+    turned = picture.transpose(turns[turn - 2])
+    for key in ("exif", "Raw profile type exif", "xmp", "XML:com.adobe.xmp"):  # or it would be turned again
+        turned.info.pop(key, None)
+    return turned
 
 
 def grey_to_8_bits(picture: Any) -> Any:
@@ -119,5 +154,6 @@ def grey_to_8_bits(picture: Any) -> Any:
 
     values = np.array(picture)
     if picture.mode == "F" or values.min() < 0 or values.max() > 65535:
-        raise DataError(f"{picture.format} image has pixels of 32 bits (mode {picture.mode}); store 8 or 16 bits")
+        name = f"{picture.format or 'the'} image"
+        raise DataError(f"{name} has pixels of 32 bits (mode {picture.mode}); store 8 or 16 bits")
     return Image.fromarray((values >> 8).astype(np.uint8))

@@ -18,27 +18,26 @@ import torch
 from PIL import Image, ImageFile
 from torch import Tensor
 
-from bluelm_lightning.data.image_bytes import grey_to_8_bits
+from bluelm_lightning.data.image_bytes import grey_to_8_bits, orientation, upright
 from bluelm_lightning.errors import ConfigError, DataError
 
 # Not all that Pillow knows: EPS would start Ghostscript on bytes from the net. JPEG covers MPO, the .jpg of phones.
 _FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "AVIF")
 _PNG_MAGIC = b"\x89PNG\r\n\x1a\n"
-_ORIENTATION = 0x0112  # EXIF tag: 1 upright, 2 to 8 mirrored or turned, 5 to 8 with the sides swapped
-_T = Image.Transpose
-_UPRIGHT = {2: _T.FLIP_LEFT_RIGHT, 3: _T.ROTATE_180, 4: _T.FLIP_TOP_BOTTOM, 5: _T.TRANSPOSE, 6: _T.ROTATE_270}
-_UPRIGHT |= {7: _T.TRANSVERSE, 8: _T.ROTATE_90}
 
 
 def image_size(data: bytes) -> tuple[int, int]:
     """(width, height) in pixels as ``decode_image`` will return it (EXIF turn included), read from the header only.
+
+    A turn that a PNG states behind its pixels is not seen.
 
     Raises:
         DataError: if the bytes are empty or do not begin like a picture. A cut file may pass: only its head is read.
     """
     with _open(data) as picture:
         width, height = picture.size
-        return (height, width) if 5 <= _orientation(picture) <= 8 else (width, height)
+        swapped = picture.format != "TIFF" and 5 <= orientation(picture) <= 8  # Pillow has swapped a TIFF's sides
+        return (height, width) if swapped else (width, height)
 
 
 def decode_image(data: bytes, max_pixels: int = 50_000_000) -> Tensor:
@@ -73,9 +72,7 @@ def decode_image(data: bytes, max_pixels: int = 50_000_000) -> Tensor:
         if data.startswith(_PNG_MAGIC):
             _check_png(data)
         try:
-            turn = _UPRIGHT.get(_orientation(picture))
-            rgb = _to_rgb(picture)
-            pixels = np.array(rgb if turn is None else rgb.transpose(turn))
+            pixels = np.array(_to_rgb(upright(picture)))
         except DataError:
             raise
         except Exception as error:  # Pillow raises OSError, SyntaxError, ValueError, struct.error, ... by format
@@ -102,15 +99,6 @@ def _open(data: bytes) -> Image.Image:
     except Exception as error:
         head = f"image of {len(data)} bytes beginning with {data[:8]!r}"
         raise DataError(f"{head} is no picture in {', '.join(_formats())}, or is cut inside its header") from error
-
-
-def _orientation(picture: Image.Image) -> int:
-    if "exif" not in picture.info:  # not getexif() at once: for a PNG that would decode the pixels
-        return 1
-    try:
-        return int(picture.getexif().get(_ORIENTATION, 1))
-    except Exception:  # damaged EXIF beside good pixels
-        return 1
 
 
 def _check_png(data: bytes) -> None:

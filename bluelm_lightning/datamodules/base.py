@@ -249,12 +249,12 @@ class MultimodalDataModule(Resampled, L.LightningDataModule):
             for source in sources:
                 if len(out) >= count:
                     return out
-                sample = source[index]
-                if sample.messages:
-                    try:
+                try:
+                    sample = source[index]
+                    if sample.messages:
                         out.append((sample, self.encoder.prompt(sample, thinking)))
-                    except DataError:
-                        continue
+                except DataError:
+                    continue
         return out
 
     def held_out_prompts(self, count: int, thinking: bool) -> list[tuple[Sample, Encoded]]:

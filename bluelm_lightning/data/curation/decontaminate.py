@@ -37,7 +37,7 @@ class Decontaminate(Filter):
     Source: n-gram overlap as GPT-3 (Brown et al., 2020); the share and the rule for pictures are our choice.
     """
 
-    version = 2
+    version = 3
 
     def __init__(
         self,

@@ -42,7 +42,7 @@ class NearDuplicates(Global):
     Source: MinHash after Broder (1997), bands after Leskovec et al.; the strict rule is our choice.
     """
 
-    version = 2
+    version = 3
 
     def __init__(
         self, threshold: float = 0.8, max_rms: float = 5.0, strict_below: int = 200, num_perm: int = 64

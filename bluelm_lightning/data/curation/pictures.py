@@ -6,11 +6,11 @@ from io import BytesIO
 from typing import NamedTuple
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image
 
 from bluelm_lightning.data.curation.record import Record
 from bluelm_lightning.data.curation.step import Dropped, Filter
-from bluelm_lightning.data.image_bytes import MAX_PIXELS, grey_to_8_bits
+from bluelm_lightning.data.image_bytes import MAX_PIXELS, grey_to_8_bits, upright
 from bluelm_lightning.errors import ConfigError, DataError
 
 SIDE, FINE = 16, 64  # of the thumbnails that are a picture's code
@@ -30,15 +30,13 @@ def open_picture(data: bytes) -> Image.Image:
         if picture.format == "PNG":  # decoding passes over wrong checksums
             picture.verify()
             picture = Image.open(BytesIO(data), formats=_FORMATS)
-        picture.load()
-        if "exif" in picture.info:
-            picture = ImageOps.exif_transpose(picture)
+        picture = upright(picture)
+        if picture.mode.startswith(("I", "F")):
+            picture = grey_to_8_bits(picture)
         if picture.mode in ("RGBA", "LA", "PA") or "transparency" in picture.info:
             white = Image.new("RGBA", picture.size, "white")
             white.alpha_composite(picture.convert("RGBA"))
             picture = white
-        if picture.mode.startswith(("I", "F")):
-            picture = grey_to_8_bits(picture)
         return picture if picture.mode == "RGB" else picture.convert("RGB")
     except DataError:
         raise
@@ -127,7 +125,7 @@ class PictureFilter(Filter):
             one colour on another has about 0.12.
     """
 
-    version = 2
+    version = 3
 
     def __init__(
         self, min_side: int = 28, max_pixels: int = 50_000_000, max_aspect: float = 8.0, min_entropy: float = 0.05
