@@ -7,19 +7,20 @@ import pytest
 import torch
 import torch.nn.functional as F
 from test_stage import Recorder
-from tiny import TINY_LM, png, tiny_decoder, tiny_tokenizer, tiny_vit, tiny_vlm, worst
+from tiny import PER_TILE, TILE, TINY_LM, png, tiny_decoder, tiny_tokenizer, tiny_vit, tiny_vlm, worst
 
 from bluelm_lightning.components import DiscriminativeRewardModel, LanguageModel, MLPProjector, VisionLanguageModel
 from bluelm_lightning.components.adapters import LowRank
 from bluelm_lightning.data.loader import PackingPlan
 from bluelm_lightning.data.packing import pack
+from bluelm_lightning.data.pairs import PairEncoder
 from bluelm_lightning.data.token_shares import mean_tokens
 from bluelm_lightning.datamodules import PreferenceDataModule, SourceSpec
 from bluelm_lightning.errors import ConfigError, DataError
 from bluelm_lightning.inspection.reading import Reading
 from bluelm_lightning.rl.rewards import RewardModel
 from bluelm_lightning.stages import AdamW, DPOStage, RewardStage
-from bluelm_lightning.types import Sample
+from bluelm_lightning.types import Encoded, ImageSpec, Sample
 
 
 class Preferences:
@@ -86,6 +87,28 @@ def test_an_answer_that_is_missing_is_skipped_and_named(tmp_path, caplog):
     assert "skipped sample p4: rejected is None; write the answer as a text" in caplog.text
     with pytest.raises(DataError, match="in a row cannot be used"):
         fit(RewardStage(tiny_vlm()), data_of(tmp_path, Preferences(1, broken=0)), tmp_path, 1)
+
+
+def test_an_answer_is_read_as_any_other_turn():
+    encoder, think = PairEncoder(tiny_tokenizer(), ImageSpec(TILE, PER_TILE)), tiny_tokenizer().encode("<think>")[0]
+
+    def read(chosen) -> Encoded:
+        turns = [{"role": "user", "content": "sum?"}]
+        return encoder(Sample("p", "prefs", turns, where="a.tar:p", meta={"chosen": chosen, "rejected": "13"})).parts[0]
+
+    traced = read({"content": "12", "thinking": "9+3"})
+    for alike in ("<think>9+3</think>12", {"content": " <think> 9+3 </think> 12"}):
+        assert torch.equal(read(alike).ids, traced.ids)
+    assert think in traced.ids
+    assert think not in read("<think></think>12").ids
+    assert torch.equal(read({"content": [{"type": "text", "text": "12"}]}).ids, read("12").ids)
+    for wrong, said in {
+        "a \ud83d b": "is not valid Unicode",
+        "<think>9+3": "opens <think> and never closes it",
+        12: "12; write the answer as a text or as content and thinking",
+    }.items():
+        with pytest.raises(DataError, match=rf"^a\.tar:p.*chosen.*{said}"):
+            read(wrong)
 
 
 def test_a_pair_that_does_not_fit_is_left_out_and_never_cut(tmp_path, caplog):
