@@ -115,6 +115,9 @@ def test_a_stage_may_ask_or_drop_traces():
     assert torch.equal(asked[1].ids, READING.encoder.prompt(sample, True).ids)
     dropped = Reading(READING.encoder, thinking_share=0.0).documents(sample)[0][1]
     assert len(dropped) < len(READING.documents(sample)[0][1])
+    pair = preference(meta={"chosen": "no", "rejected": "<think>hm</think>no"})
+    chosen, rejected = (document.ids for _, document in Reading(READING.encoder, thinking_share=0.0).documents(pair))
+    assert torch.equal(chosen, rejected)
 
 
 # ---------------------------------------------------------------- statistics

@@ -43,8 +43,8 @@ class Preferences:
 
 def data_of(folder, source=None, **options) -> PreferenceDataModule:
     tiny_tokenizer().save_pretrained(folder / "tokenizer")
-    sources = [SourceSpec(source=source or Preferences(), name="prefs")]
-    return PreferenceDataModule(str(folder / "tokenizer"), sources, **{"row_tokens": 128, "num_workers": 0, **options})
+    options = {"sources": [SourceSpec(source=source or Preferences(), name="prefs")], **options}
+    return PreferenceDataModule(str(folder / "tokenizer"), **{"row_tokens": 128, "num_workers": 0, **options})
 
 
 class Keep(L.Callback):
@@ -109,6 +109,27 @@ def test_an_answer_is_read_as_any_other_turn():
     }.items():
         with pytest.raises(DataError, match=rf"^a\.tar:p.*chosen.*{said}"):
             read(wrong)
+
+
+def test_both_answers_of_a_pair_keep_their_traces_or_lose_them(tmp_path):
+    class Traced(Preferences):
+        def __getitem__(self, index: int) -> Sample:
+            meta = {"chosen": "<think>hm</think>red", "rejected": {"content": "blue", "thinking": "hm"}}
+            return Sample(f"p{index}", "prefs", [{"role": "user", "content": f"which {index}?"}], meta=meta)
+
+    think, kept = tiny_tokenizer().encode("<think>")[0], {}
+    for share in (None, 0.0, 0.5):
+        specs = [SourceSpec(source=Traced(), name="prefs", thinking_share=share)]
+        data = data_of(tmp_path, sources=specs)
+        data.prepare(RewardStage(tiny_vlm()))
+        kept[share] = []
+        for batch in islice(data.train_dataloader(), 10):
+            traced = [bool((batch.ids[batch.segments == n] == think).any()) for n in range(len(batch.sample_ids))]
+            assert traced[0::2] == traced[1::2]
+            kept[share] += traced[0::2]
+    assert all(kept[None])
+    assert not any(kept[0.0])
+    assert set(kept[0.5]) == {True, False}
 
 
 def test_a_pair_that_does_not_fit_is_left_out_and_never_cut(tmp_path, caplog):
@@ -202,6 +223,8 @@ def test_dpo_learns_what_is_preferred(tmp_path, adapters):
 
 
 def test_nonsense_is_refused():
+    with pytest.raises(ConfigError, match=r"^data\.sources\.stated_share: 0.5 for 'x': .*; set it to 0"):
+        PreferenceDataModule("tokenizer", [SourceSpec(path="x", stated_share=0.5)])
     for wrong in ({"beta": 0.0}, {"label_smoothing": 0.5}):
         with pytest.raises(ConfigError, match=r"model\.beta"):
             DPOStage(tiny_vlm(), **wrong)

@@ -69,8 +69,7 @@ class SampleFetcher:
         share = self.thinking_shares[ref.source]
         if share is None or Random(f"{self.seed}/{tuple(ref)}").random() < share:
             return sample
-        turns = [{k: v for k, v in turn.items() if k != "thinking"} for turn in sample.messages]
-        return replace(sample, messages=turns)  # type: ignore[arg-type]
+        return self.encoder.without_traces(sample)
 
 
 class ShippedFetcher(SampleFetcher):

@@ -41,6 +41,12 @@ class PairEncoder(Encoder):
         ids, labels, tiles = (torch.cat([getattr(p, key) for p in both]) for key in ("ids", "labels", "tiles"))
         return EncodedPair(first.id, first.source, ids, labels, tiles, first.image_positions, tuple(both))
 
+    @staticmethod
+    def without_traces(sample: Sample) -> Sample:
+        """Neither answer thinks, nor any turn before them."""
+        answers = {key: {"content": answer_of(sample, key)["content"]} for key in (CHOSEN, REJECTED)}
+        return replace(Encoder.without_traces(sample), meta={**sample.meta, **answers})
+
 
 def _answered(sample: Sample, key: str) -> Sample:
     messages = list(sample.messages)
