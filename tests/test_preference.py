@@ -1,6 +1,8 @@
 """Preferences: pairs side by side, a reward model that learns them, and direct preference optimisation."""
 
+import os
 from itertools import islice
+from pathlib import Path
 
 import lightning as L
 import pytest
@@ -80,6 +82,16 @@ def test_pairs_stand_side_by_side_with_any_number_of_workers(tmp_path):
             assert all("<think>hm</think>blue" in text for text in texts[1::2])
             assert (batch.tile_segments.bincount(minlength=len(texts))[0::2] > 0).any()
     assert all(torch.equal(a, b) for a, b in zip(*found))
+
+
+def test_pairs_that_wait_hold_no_files_open(tmp_path):
+    """A process may hold a thousand; shared memory takes one for each tensor."""
+    data = data_of(tmp_path, Preferences(400), row_tokens=512, batch_rows=4, num_workers=1)
+    data.prepare(RewardStage(tiny_vlm()))
+    batches = iter(data.train_dataloader())
+    assert len(next(batches).sample_ids) > 60
+    held = [os.path.realpath(path) for path in Path("/proc/self/fd").iterdir()]
+    assert sum("/torch_" in name for name in held) < 20
 
 
 def test_an_answer_that_is_missing_is_skipped_and_named(tmp_path, caplog):
