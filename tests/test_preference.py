@@ -1,7 +1,7 @@
 """Preferences: pairs side by side, a reward model that learns them, and direct preference optimisation."""
 
 import os
-from itertools import islice
+from itertools import islice, product
 from pathlib import Path
 
 import lightning as L
@@ -9,7 +9,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from test_stage import Recorder
-from tiny import PER_TILE, TILE, TINY_LM, png, tiny_decoder, tiny_tokenizer, tiny_vit, tiny_vlm, worst
+from tiny import PER_TILE, TILE, TINY_LM, VOCAB, png, tiny_decoder, tiny_tokenizer, tiny_vit, tiny_vlm, worst
 
 from bluelm_lightning.components import DiscriminativeRewardModel, LanguageModel, MLPProjector, VisionLanguageModel
 from bluelm_lightning.components.adapters import LowRank
@@ -17,11 +17,28 @@ from bluelm_lightning.data.loader import PackingPlan
 from bluelm_lightning.data.packing import pack
 from bluelm_lightning.data.pairs import PairEncoder
 from bluelm_lightning.data.token_shares import mean_tokens
-from bluelm_lightning.datamodules import PreferenceDataModule, SourceSpec
+from bluelm_lightning.datamodules import (
+    MultimodalDataModule,
+    PreferenceDataModule,
+    PretrainDataModule,
+    PromptDataModule,
+    SFTDataModule,
+    SourceSpec,
+)
 from bluelm_lightning.errors import ConfigError, DataError
 from bluelm_lightning.inspection.reading import Reading
 from bluelm_lightning.rl.rewards import RewardModel
-from bluelm_lightning.stages import AdamW, DPOStage, RewardStage
+from bluelm_lightning.stages import (
+    AdamW,
+    DistillStage,
+    DPOStage,
+    PPOStage,
+    PretrainStage,
+    RewardStage,
+    RLStage,
+    SFTStage,
+    Stage,
+)
 from bluelm_lightning.types import Encoded, ImageSpec, Sample
 
 
@@ -242,3 +259,42 @@ def test_nonsense_is_refused():
             DPOStage(tiny_vlm(), **wrong)
     with pytest.raises(ConfigError, match=r"model\.margin"):
         RewardStage(tiny_vlm(), margin=-1.0)
+
+
+# ---------------------------------------------------------------- what fits what
+GIVEN = {  # data modules, and stages that learn from what they give
+    (SFTDataModule, PretrainDataModule): (SFTStage, PretrainStage, DistillStage),
+    (PreferenceDataModule,): (RewardStage, DPOStage),
+    (PromptDataModule,): (RLStage, PPOStage),
+}
+
+
+def test_a_stage_is_given_what_it_learns_from(tmp_path):
+    given = data_of(tmp_path)._tokenizer_path, [SourceSpec(source=Preferences())]
+    for kinds, fitting in product(GIVEN, GIVEN):
+        for kind, stage in product(kinds, GIVEN[fitting]):
+            made = type(stage.__name__, (), {"learns_from": stage.learns_from, "vocab_size": VOCAB})()
+            made.image_spec = made.write = None
+            if kinds == fitting:
+                kind(*given).prepare(made)
+                continue
+            fits = " or ".join(found.__name__ for found in fitting)
+            said = rf"^data: {stage.__name__} learns from \w+, and {kind.__name__} gives \w+; give it {fits}$"
+            with pytest.raises(ConfigError, match=said):
+                kind(*given).prepare(made)
+
+
+def test_data_that_does_not_fit_ends_before_the_first_step(tmp_path):
+    documents = SFTDataModule(data_of(tmp_path)._tokenizer_path, [SourceSpec(source=Preferences())], num_workers=0)
+    for stage, data in ((DPOStage(tiny_vlm()), documents), (SFTStage(tiny_vlm()), data_of(tmp_path))):
+        with pytest.raises(ConfigError, match=rf"^data: {type(stage).__name__} learns from"):
+            fit(stage, data, tmp_path, 1)
+
+
+def test_classes_that_do_not_say_what_passes_between_them_are_let_through(tmp_path):
+    quiet, mute = type("Quiet", (MultimodalDataModule,), {}), type("Mute", (Stage,), {})(tiny_vlm())
+    given = data_of(tmp_path)._tokenizer_path, [SourceSpec(source=Preferences())]
+    quiet(*given).prepare(DPOStage(tiny_vlm()))
+    PreferenceDataModule(*given).prepare(mute)
+    with pytest.raises(ConfigError, match=r"^data: Mute answers no prompts; PromptDataModule goes with RLStage$"):
+        PromptDataModule(*given).prepare(mute)

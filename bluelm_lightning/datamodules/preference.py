@@ -22,6 +22,8 @@ class PreferenceDataModule(MultimodalDataModule):
         ConfigError: a source has a ``stated_share``: two traces keep two budgets, and the prompts would differ.
     """
 
+    gives = "pairs"
+
     def __init__(self, tokenizer: str, sources: list[SourceSpec], **kwargs: Any) -> None:
         super().__init__(tokenizer, sources, **kwargs)
         for spec in sources:
