@@ -106,7 +106,12 @@ def parts(content):
         ),
         (
             lambda c: c["data"].update(class_path="PromptDataModule"),
-            "data: SFTStage answers no prompts; PromptDataModule goes with RLStage (in wrong.yaml)",
+            "data: SFTStage learns from documents, and PromptDataModule gives prompts; give it SFTDataModule or "
+            "PretrainDataModule (in wrong.yaml)",
+        ),
+        (
+            lambda c: c["model"].update(class_path="DPOStage"),
+            "data: DPOStage learns from pairs, and SFTDataModule gives documents; give it PreferenceDataModule (in wr",
         ),
         (
             lambda c: c["trainer"].update(callbacks="RolloutTable"),

@@ -18,6 +18,7 @@ from bluelm_lightning.inspection.collect import Choice
 from bluelm_lightning.inspection.pictures import view_picture
 from bluelm_lightning.inspection.statistics import SourceStatistics, histogram
 from bluelm_lightning.inspection.terminal import print_inspection, spark
+from bluelm_lightning.inspection.views import TurnView, turns_of
 from bluelm_lightning.inspection.words import range_words
 from bluelm_lightning.types import IGNORE, Sample
 
@@ -98,6 +99,8 @@ def test_each_mode_is_named_and_its_turns_are_shown():
         ("chosen", "no", ""),
         ("rejected", "yes", "why not"),
     ]
+    written = preference(meta={"chosen": "<think>hm</think>no", "rejected": 3})
+    assert turns_of(written)[1:] == [TurnView("chosen", "no", "hm"), TurnView("rejected", "3")]
     assert [document.title for document in made["p"].documents] == ["chosen", "rejected"]
     assert [document.title for document in made["r"].documents] == ["prompt"]
     assert made["r"].meta == {"rewards": {"exact_match": 1.0}}
@@ -112,6 +115,9 @@ def test_a_stage_may_ask_or_drop_traces():
     assert torch.equal(asked[1].ids, READING.encoder.prompt(sample, True).ids)
     dropped = Reading(READING.encoder, thinking_share=0.0).documents(sample)[0][1]
     assert len(dropped) < len(READING.documents(sample)[0][1])
+    pair = preference(meta={"chosen": "no", "rejected": "<think>hm</think>no"})
+    chosen, rejected = (document.ids for _, document in Reading(READING.encoder, thinking_share=0.0).documents(pair))
+    assert torch.equal(chosen, rejected)
 
 
 # ---------------------------------------------------------------- statistics

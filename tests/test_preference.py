@@ -1,25 +1,45 @@
 """Preferences: pairs side by side, a reward model that learns them, and direct preference optimisation."""
 
-from itertools import islice
+import os
+from itertools import islice, product
+from pathlib import Path
 
 import lightning as L
 import pytest
 import torch
 import torch.nn.functional as F
 from test_stage import Recorder
-from tiny import TINY_LM, png, tiny_decoder, tiny_tokenizer, tiny_vit, tiny_vlm, worst
+from tiny import PER_TILE, TILE, TINY_LM, VOCAB, png, tiny_decoder, tiny_tokenizer, tiny_vit, tiny_vlm, worst
 
 from bluelm_lightning.components import DiscriminativeRewardModel, LanguageModel, MLPProjector, VisionLanguageModel
 from bluelm_lightning.components.adapters import LowRank
 from bluelm_lightning.data.loader import PackingPlan
 from bluelm_lightning.data.packing import pack
+from bluelm_lightning.data.pairs import PairEncoder
 from bluelm_lightning.data.token_shares import mean_tokens
-from bluelm_lightning.datamodules import PreferenceDataModule, SourceSpec
+from bluelm_lightning.datamodules import (
+    MultimodalDataModule,
+    PreferenceDataModule,
+    PretrainDataModule,
+    PromptDataModule,
+    SFTDataModule,
+    SourceSpec,
+)
 from bluelm_lightning.errors import ConfigError, DataError
 from bluelm_lightning.inspection.reading import Reading
 from bluelm_lightning.rl.rewards import RewardModel
-from bluelm_lightning.stages import AdamW, DPOStage, RewardStage
-from bluelm_lightning.types import Sample
+from bluelm_lightning.stages import (
+    AdamW,
+    DistillStage,
+    DPOStage,
+    PPOStage,
+    PretrainStage,
+    RewardStage,
+    RLStage,
+    SFTStage,
+    Stage,
+)
+from bluelm_lightning.types import Encoded, ImageSpec, Sample
 
 
 class Preferences:
@@ -42,8 +62,8 @@ class Preferences:
 
 def data_of(folder, source=None, **options) -> PreferenceDataModule:
     tiny_tokenizer().save_pretrained(folder / "tokenizer")
-    sources = [SourceSpec(source=source or Preferences(), name="prefs")]
-    return PreferenceDataModule(str(folder / "tokenizer"), sources, **{"row_tokens": 128, "num_workers": 0, **options})
+    options = {"sources": [SourceSpec(source=source or Preferences(), name="prefs")], **options}
+    return PreferenceDataModule(str(folder / "tokenizer"), **{"row_tokens": 128, "num_workers": 0, **options})
 
 
 class Keep(L.Callback):
@@ -81,11 +101,64 @@ def test_pairs_stand_side_by_side_with_any_number_of_workers(tmp_path):
     assert all(torch.equal(a, b) for a, b in zip(*found))
 
 
+def test_pairs_that_wait_hold_no_files_open(tmp_path):
+    """A process may hold a thousand; shared memory takes one for each tensor."""
+    data = data_of(tmp_path, Preferences(400), row_tokens=512, batch_rows=4, num_workers=1)
+    data.prepare(RewardStage(tiny_vlm()))
+    batches = iter(data.train_dataloader())
+    assert len(next(batches).sample_ids) > 60
+    held = [os.path.realpath(path) for path in Path("/proc/self/fd").iterdir()]
+    assert sum("/torch_" in name for name in held) < 20
+
+
 def test_an_answer_that_is_missing_is_skipped_and_named(tmp_path, caplog):
     fit(RewardStage(tiny_vlm()), data_of(tmp_path, Preferences(12, broken=4)), tmp_path, 3)
     assert "skipped sample p4: rejected is None; write the answer as a text" in caplog.text
     with pytest.raises(DataError, match="in a row cannot be used"):
         fit(RewardStage(tiny_vlm()), data_of(tmp_path, Preferences(1, broken=0)), tmp_path, 1)
+
+
+def test_an_answer_is_read_as_any_other_turn():
+    encoder, think = PairEncoder(tiny_tokenizer(), ImageSpec(TILE, PER_TILE)), tiny_tokenizer().encode("<think>")[0]
+
+    def read(chosen) -> Encoded:
+        turns = [{"role": "user", "content": "sum?"}]
+        return encoder(Sample("p", "prefs", turns, where="a.tar:p", meta={"chosen": chosen, "rejected": "13"})).parts[0]
+
+    traced = read({"content": "12", "thinking": "9+3"})
+    for alike in ("<think>9+3</think>12", {"content": " <think> 9+3 </think> 12"}):
+        assert torch.equal(read(alike).ids, traced.ids)
+    assert think in traced.ids
+    assert think not in read("<think></think>12").ids
+    assert torch.equal(read({"content": [{"type": "text", "text": "12"}]}).ids, read("12").ids)
+    for wrong, said in {
+        "a \ud83d b": "is not valid Unicode",
+        "<think>9+3": "opens <think> and never closes it",
+        12: "12; write the answer as a text or as content and thinking",
+    }.items():
+        with pytest.raises(DataError, match=rf"^a\.tar:p.*chosen.*{said}"):
+            read(wrong)
+
+
+def test_both_answers_of_a_pair_keep_their_traces_or_lose_them(tmp_path):
+    class Traced(Preferences):
+        def __getitem__(self, index: int) -> Sample:
+            meta = {"chosen": "<think>hm</think>red", "rejected": {"content": "blue", "thinking": "hm"}}
+            return Sample(f"p{index}", "prefs", [{"role": "user", "content": f"which {index}?"}], meta=meta)
+
+    think, kept = tiny_tokenizer().encode("<think>")[0], {}
+    for share in (None, 0.0, 0.5):
+        specs = [SourceSpec(source=Traced(), name="prefs", thinking_share=share)]
+        data = data_of(tmp_path, sources=specs)
+        data.prepare(RewardStage(tiny_vlm()))
+        kept[share] = []
+        for batch in islice(data.train_dataloader(), 10):
+            traced = [bool((batch.ids[batch.segments == n] == think).any()) for n in range(len(batch.sample_ids))]
+            assert traced[0::2] == traced[1::2]
+            kept[share] += traced[0::2]
+    assert all(kept[None])
+    assert not any(kept[0.0])
+    assert set(kept[0.5]) == {True, False}
 
 
 def test_a_pair_that_does_not_fit_is_left_out_and_never_cut(tmp_path, caplog):
@@ -179,8 +252,49 @@ def test_dpo_learns_what_is_preferred(tmp_path, adapters):
 
 
 def test_nonsense_is_refused():
+    with pytest.raises(ConfigError, match=r"^data\.sources\.stated_share: 0.5 for 'x': .*; set it to 0"):
+        PreferenceDataModule("tokenizer", [SourceSpec(path="x", stated_share=0.5)])
     for wrong in ({"beta": 0.0}, {"label_smoothing": 0.5}):
         with pytest.raises(ConfigError, match=r"model\.beta"):
             DPOStage(tiny_vlm(), **wrong)
     with pytest.raises(ConfigError, match=r"model\.margin"):
         RewardStage(tiny_vlm(), margin=-1.0)
+
+
+# ---------------------------------------------------------------- what fits what
+GIVEN = {  # data modules, and stages that learn from what they give
+    (SFTDataModule, PretrainDataModule): (SFTStage, PretrainStage, DistillStage),
+    (PreferenceDataModule,): (RewardStage, DPOStage),
+    (PromptDataModule,): (RLStage, PPOStage),
+}
+
+
+def test_a_stage_is_given_what_it_learns_from(tmp_path):
+    given = data_of(tmp_path)._tokenizer_path, [SourceSpec(source=Preferences())]
+    for kinds, fitting in product(GIVEN, GIVEN):
+        for kind, stage in product(kinds, GIVEN[fitting]):
+            made = type(stage.__name__, (), {"learns_from": stage.learns_from, "vocab_size": VOCAB})()
+            made.image_spec = made.write = None
+            if kinds == fitting:
+                kind(*given).prepare(made)
+                continue
+            fits = " or ".join(found.__name__ for found in fitting)
+            said = rf"^data: {stage.__name__} learns from \w+, and {kind.__name__} gives \w+; give it {fits}$"
+            with pytest.raises(ConfigError, match=said):
+                kind(*given).prepare(made)
+
+
+def test_data_that_does_not_fit_ends_before_the_first_step(tmp_path):
+    documents = SFTDataModule(data_of(tmp_path)._tokenizer_path, [SourceSpec(source=Preferences())], num_workers=0)
+    for stage, data in ((DPOStage(tiny_vlm()), documents), (SFTStage(tiny_vlm()), data_of(tmp_path))):
+        with pytest.raises(ConfigError, match=rf"^data: {type(stage).__name__} learns from"):
+            fit(stage, data, tmp_path, 1)
+
+
+def test_classes_that_do_not_say_what_passes_between_them_are_let_through(tmp_path):
+    quiet, mute = type("Quiet", (MultimodalDataModule,), {}), type("Mute", (Stage,), {})(tiny_vlm())
+    given = data_of(tmp_path)._tokenizer_path, [SourceSpec(source=Preferences())]
+    quiet(*given).prepare(DPOStage(tiny_vlm()))
+    PreferenceDataModule(*given).prepare(mute)
+    with pytest.raises(ConfigError, match=r"^data: Mute answers no prompts; PromptDataModule goes with RLStage$"):
+        PromptDataModule(*given).prepare(mute)

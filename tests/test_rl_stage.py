@@ -9,10 +9,12 @@ from pathlib import Path
 import pytest
 import torch
 from rl_runs import Diary, Questions, WantsLowIds, data_of, fit, stage_of
+from tiny_data import Talks
 
 from bluelm_lightning.callbacks import ThinkingBudgetCurriculum
 from bluelm_lightning.data.budgets import BudgetRange
 from bluelm_lightning.data.packing import pack
+from bluelm_lightning.datamodules import MultimodalDataModule, SourceSpec
 from bluelm_lightning.errors import ConfigError, DataError
 from bluelm_lightning.generation import Sampling
 from bluelm_lightning.generation.decode import forbidden
@@ -203,6 +205,16 @@ def test_nonsense_is_refused():
     for wrong in ({"group_size": 0}, {"epochs": 0}, {"advantage": "best"}):
         with pytest.raises(ConfigError, match=r"model\.plan"):
             RolloutPlan(**wrong)
+
+
+def test_batches_that_no_rollouts_were_made_for_are_refused(tmp_path):
+    class Quiet(MultimodalDataModule):
+        """Does not say what it gives."""
+
+    data_of(tmp_path)
+    data = Quiet(str(tmp_path / "tokenizer"), [SourceSpec(source=Talks(12))], num_workers=0)
+    with pytest.raises(ConfigError, match=r"^data: RLStage learns from prompts .* give it PromptDataModule$"):
+        fit(stage_of(), data, tmp_path, 1)
 
 
 def test_weights_of_half_precision_are_refused(tmp_path):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from array import array
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from itertools import pairwise
 from typing import Any
 
@@ -54,6 +55,12 @@ class Encoder:
     def prompt(self, sample: Sample, thinking: bool, budget: int | None = None) -> Encoded:
         """The sample up to the model's turn, without labels; it states the ``budget`` if there is one."""
         return self._encode(sample, chat.render_prompt(sample, thinking, budget))
+
+    @staticmethod
+    def without_traces(sample: Sample) -> Sample:
+        """The same sample in non-thinking mode."""
+        turns = [{key: value for key, value in turn.items() if key != "thinking"} for turn in sample.messages]
+        return replace(sample, messages=turns)  # type: ignore[arg-type]
 
     def _encode(
         self, sample: Sample, pieces: Iterable[Piece], cut: float | None = None, stated: float | None = None

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 from bluelm_lightning.data.encode import Encoder
+from bluelm_lightning.data.pairs import EncodedPair
 from bluelm_lightning.errors import DataError
 from bluelm_lightning.types import Encoded, Ref, Sample, Skipped, Source
 
@@ -69,8 +70,7 @@ class SampleFetcher:
         share = self.thinking_shares[ref.source]
         if share is None or Random(f"{self.seed}/{tuple(ref)}").random() < share:
             return sample
-        turns = [{k: v for k, v in turn.items() if k != "thinking"} for turn in sample.messages]
-        return replace(sample, messages=turns)  # type: ignore[arg-type]
+        return self.encoder.without_traces(sample)
 
 
 class ShippedFetcher(SampleFetcher):
@@ -83,8 +83,10 @@ class ShippedFetcher(SampleFetcher):
     def map(item: Encoded | Skipped, fn: Any) -> Encoded | Skipped:
         if isinstance(item, Skipped):
             return item
-        names = ("ids", "labels", "tiles", "image_positions")
-        return replace(item, **{name: fn(getattr(item, name)) for name in names})
+        changed = {name: fn(getattr(item, name)) for name in ("ids", "labels", "tiles", "image_positions")}
+        if isinstance(item, EncodedPair):
+            changed["parts"] = tuple(ShippedFetcher.map(part, fn) for part in item.parts)
+        return replace(item, **changed)
 
 
 def _to_numpy(tensor: torch.Tensor) -> Any:

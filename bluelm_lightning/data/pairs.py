@@ -1,6 +1,7 @@
 """Preference pairs: one question, an answer that is preferred and one that is not, as neighbours in a packed row.
 
-A record holds the conversation up to the question, and the answers as texts or as ``{"content", "thinking"}``::
+A record holds the conversation up to the question, and the answers as texts or as ``{"content", "thinking"}``,
+read as any assistant's turn is::
 
     {"messages": [{"role": "user", "content": "Is it safe?"}], "chosen": "No, because ...", "rejected": "Sure."}
 """
@@ -8,11 +9,11 @@ A record holds the conversation up to the question, and the answers as texts or 
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Any
 
 import torch
 
 from bluelm_lightning.data.encode import Encoder
+from bluelm_lightning.data.turns import parse_turn
 from bluelm_lightning.errors import DataError
 from bluelm_lightning.types import Encoded, Message, Sample
 
@@ -40,19 +41,32 @@ class PairEncoder(Encoder):
         ids, labels, tiles = (torch.cat([getattr(p, key) for p in both]) for key in ("ids", "labels", "tiles"))
         return EncodedPair(first.id, first.source, ids, labels, tiles, first.image_positions, tuple(both))
 
+    @staticmethod
+    def without_traces(sample: Sample) -> Sample:
+        """Neither answer thinks, nor any turn before them."""
+        answers = {key: {"content": answer_of(sample, key)["content"]} for key in (CHOSEN, REJECTED)}
+        return replace(Encoder.without_traces(sample), meta={**sample.meta, **answers})
+
 
 def _answered(sample: Sample, key: str) -> Sample:
-    where, given = sample.where or sample.id, sample.meta.get(key)
-    reply: Any = {"content": given} if isinstance(given, str) else given
-    if not isinstance(reply, dict) or not isinstance(reply.get("content"), str):
-        raise DataError(f"{key} is {given!r}; write the answer as a text or as content and thinking", where)
-    turn: Message = {"role": "assistant", "content": reply["content"]}
-    if reply.get("thinking"):
-        turn["thinking"] = str(reply["thinking"])
     messages = list(sample.messages)
     if not messages or messages[-1]["role"] != "user":
-        raise DataError("a preference ends with the user's turn; the answers stand beside it", where)
-    return replace(sample, messages=[*messages, turn])
+        reason = "a preference ends with the user's turn; the answers stand beside it"
+        raise DataError(reason, sample.where or sample.id)
+    return replace(sample, messages=[*messages, answer_of(sample, key)])
+
+
+def answer_of(sample: Sample, key: str) -> Message:
+    """An answer of a preference as an assistant's turn.
+
+    Raises:
+        DataError: naming sample and key: it is missing or is no turn.
+    """
+    where, given = sample.where or sample.id, sample.meta.get(key)
+    reply = {"content": given} if isinstance(given, str) else given
+    if not isinstance(reply, dict):
+        raise DataError(f"{key} is {given!r}; write the answer as a text or as content and thinking", where)
+    return parse_turn({**reply, "role": "assistant"}, f"{where}: {key}")
 
 
 def parts_of(document: Encoded) -> tuple[Encoded, ...]:

@@ -22,10 +22,11 @@ def parse_turns(turns: Any, where: str) -> list[Message]:
     if not isinstance(turns, list) or not turns:
         what = "is an empty list" if turns == [] else f"is of type {kind(turns)}"
         raise DataError(f"{what}; write a list of turns", where)
-    return [_turn(turn, f"{where}[{number}]") for number, turn in enumerate(turns)]
+    return [parse_turn(turn, f"{where}[{number}]") for number, turn in enumerate(turns)]
 
 
-def _turn(turn: Any, where: str) -> Message:
+def parse_turn(turn: Any, where: str) -> Message:
+    """One of them."""
     if not isinstance(turn, dict):
         raise DataError(f"is of type {kind(turn)}; write an object with role and content", where)
     name = turn.get("role") or turn.get("from")

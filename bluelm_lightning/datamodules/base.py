@@ -19,6 +19,7 @@ from bluelm_lightning.data.scoring import is_right, spread_prompts
 from bluelm_lightning.data.token_shares import sample_weights
 from bluelm_lightning.data.tokenizer import load_tokenizer, vocabulary_hash
 from bluelm_lightning.datamodules.course import ACCUMULATE, ScheduledCourse
+from bluelm_lightning.datamodules.gives import check_gives
 from bluelm_lightning.datamodules.resampling import Resampled, admission_of
 from bluelm_lightning.datamodules.sources import Renamed, SourceSpec, weights_of
 from bluelm_lightning.errors import ConfigError, DataError
@@ -44,6 +45,8 @@ class MultimodalDataModule(Resampled, L.LightningDataModule):
         seed: of all orders.
         balance: batches of even numbers of tiles, for many processes with uneven pictures; looks further ahead.
     """
+
+    gives: str | None = None  # "documents", "pairs" or "prompts"; stages have ``learns_from``
 
     def __init__(
         self,
@@ -81,8 +84,10 @@ class MultimodalDataModule(Resampled, L.LightningDataModule):
         """Open tokenizer and sources for ``model``; Lightning's :meth:`setup` calls it.
 
         Raises:
-            ConfigError: the vocabulary does not cover the tokenizer, or a source is missing.
+            ConfigError: the model learns from something else than this gives, the vocabulary does not cover the
+                tokenizer, or a source is missing.
         """
+        check_gives(self, model)
         self.tokenizer = load_tokenizer(self._tokenizer_path)
         if len(self.tokenizer) > model.vocab_size:
             raise ConfigError(

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from bluelm_lightning.data.pairs import PairEncoder
 from bluelm_lightning.datamodules.base import MultimodalDataModule
+from bluelm_lightning.datamodules.sources import SourceSpec
+from bluelm_lightning.errors import ConfigError
 from bluelm_lightning.types import StageModel
 
 
@@ -12,7 +16,20 @@ class PreferenceDataModule(MultimodalDataModule):
 
     A record holds ``messages`` up to the question, ``chosen`` and ``rejected``; see `data.pairs`. All else as in the
     base class; a pair must fit a row: one that does not is left out and reported, also with ``overlong="split"``.
+    Of a source, ``thinking_share`` and ``cut_share`` hold for both answers of a pair at once.
+
+    Raises:
+        ConfigError: a source has a ``stated_share``: two traces keep two budgets, and the prompts would differ.
     """
+
+    gives = "pairs"
+
+    def __init__(self, tokenizer: str, sources: list[SourceSpec], **kwargs: Any) -> None:
+        super().__init__(tokenizer, sources, **kwargs)
+        for spec in sources:
+            if spec.stated_share:
+                reason = f"{spec.stated_share} for {spec.label!r}: the two answers would be told different budgets"
+                raise ConfigError(f"{reason}; set it to 0", "data.sources.stated_share")
 
     def prepare(self, model: StageModel) -> None:
         super().prepare(model)

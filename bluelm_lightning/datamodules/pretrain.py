@@ -11,5 +11,7 @@ from bluelm_lightning.datamodules.sources import SourceSpec
 class PretrainDataModule(MultimodalDataModule):
     """Texts longer than a row are cut into rows, so that no token is lost; all else as in the base class."""
 
+    gives = "documents"
+
     def __init__(self, tokenizer: str, sources: list[SourceSpec], overlong: str = "split", **kwargs: Any) -> None:
         super().__init__(tokenizer, sources, overlong=overlong, **kwargs)

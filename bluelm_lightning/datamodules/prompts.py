@@ -13,7 +13,6 @@ from bluelm_lightning.data.prompt_loader import PromptLoader
 from bluelm_lightning.datamodules.base import MultimodalDataModule
 from bluelm_lightning.datamodules.sources import SourceSpec
 from bluelm_lightning.errors import ConfigError
-from bluelm_lightning.types import StageModel
 
 
 class PromptDataModule(MultimodalDataModule):
@@ -37,6 +36,7 @@ class PromptDataModule(MultimodalDataModule):
             over a source, which are the same in every process, and a ledger asks fewer prompts than a pass has.
     """
 
+    gives = "prompts"
     _train: PromptLoader | None  # type: ignore[assignment]
 
     def __init__(
@@ -59,11 +59,6 @@ class PromptDataModule(MultimodalDataModule):
             )
         self.asking = PromptPlan(prompts_per_step, refills, stated_share, self.seed)
         self.budgets, self.ledger = budgets or BudgetRange(), ledger
-
-    def prepare(self, model: StageModel) -> None:
-        if not hasattr(model, "write"):
-            raise ConfigError(f"{type(model).__name__} answers no prompts; PromptDataModule goes with RLStage", "data")
-        super().prepare(model)
 
     def _training_loader(self, mixture: Mixture, shares: list[float | None]) -> PromptLoader:  # type: ignore[override]
         assert self.trainer is not None

@@ -11,5 +11,7 @@ from bluelm_lightning.datamodules.sources import SourceSpec
 class SFTDataModule(MultimodalDataModule):
     """A conversation that does not fit a row is reported and left out: half an answer teaches to stop early."""
 
+    gives = "documents"
+
     def __init__(self, tokenizer: str, sources: list[SourceSpec], overlong: str = "skip", **kwargs: Any) -> None:
         super().__init__(tokenizer, sources, overlong=overlong, **kwargs)

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any
 
 from bluelm_lightning.data.encode import Encoder
 from bluelm_lightning.data.loader import PackingPlan, is_cut, misfit
@@ -59,10 +57,10 @@ class Reading:
         guess = self.plan is None
         if self.asks or (guess and is_prompt(sample)):
             return [("prompt", self.encoder.prompt(sample, thinks))]
-        sample = sample if thinks else _without_traces(sample)
-        if isinstance(self.encoder, PairEncoder) or (guess and is_preference(sample)):
-            return list(zip((CHOSEN, REJECTED), parts_of(self._pairs(sample))))
-        return [("sample", self.encoder(sample))]
+        paired = isinstance(self.encoder, PairEncoder) or (guess and is_preference(sample))
+        encoder = self._pairs if paired else self.encoder
+        document = encoder(sample if thinks else encoder.without_traces(sample))
+        return list(zip((CHOSEN, REJECTED) if paired else ("sample",), parts_of(document)))
 
     def misfit(self, documents: list[Encoded]) -> tuple[str, bool]:
         """What does not fit of the documents of one sample, empty where all does; and whether training leaves them out.
@@ -86,8 +84,9 @@ class Reading:
         return frozenset([*self.encoder.special.values(), *self.encoder.tokenizer.all_special_ids])
 
     @cached_property
-    def _pairs(self) -> Callable[[Sample], Encoded]:
-        made: Any = self.encoder
+    def _pairs(self) -> PairEncoder:
+        made = self.encoder
+        assert made is not None
         if isinstance(made, PairEncoder):
             return made
         return PairEncoder(made.tokenizer, made.image_spec, made.max_grid, made.thumbnail)
@@ -113,8 +112,3 @@ def mode_of(sample: Sample) -> str:
     if is_prompt(sample):
         return "prompt"
     return "thinking" if any(turn.get("thinking") for turn in sample.messages) else "non_thinking"
-
-
-def _without_traces(sample: Sample) -> Sample:
-    turns = [{key: value for key, value in turn.items() if key != "thinking"} for turn in sample.messages]
-    return replace(sample, messages=turns)  # type: ignore[arg-type]

@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
-from bluelm_lightning.data.pairs import CHOSEN, REJECTED
+from bluelm_lightning.data.pairs import CHOSEN, REJECTED, answer_of
+from bluelm_lightning.errors import DataError
 from bluelm_lightning.inspection.pictures import PictureView, view_picture
 from bluelm_lightning.inspection.reading import Reading, is_preference, mode_of
 from bluelm_lightning.inspection.tokens import DocumentView, view_document
@@ -87,12 +88,15 @@ def turns_of(sample: Sample) -> list[TurnView]:
         return [TurnView("text", sample.text)]
     turns = [TurnView(turn["role"], turn["content"], turn.get("thinking") or "") for turn in sample.messages]
     if is_preference(sample):
-        turns += [_answer(key, sample.meta[key]) for key in _ANSWERS]
+        turns += [_answer(key, sample) for key in _ANSWERS]
     return turns
 
 
-def _answer(role: str, given: Any) -> TurnView:
-    """An answer of a preference: a text, or content and thinking; what is neither is shown as it stands."""
-    if isinstance(given, dict) and isinstance(given.get("content"), str):
-        return TurnView(role, given["content"], str(given.get("thinking") or ""))
-    return TurnView(role, given if isinstance(given, str) else repr(given))
+def _answer(role: str, sample: Sample) -> TurnView:
+    """An answer of a preference; what cannot be read as one is shown as it stands."""
+    try:
+        turn = answer_of(sample, role)
+        return TurnView(role, turn["content"], turn.get("thinking") or "")
+    except DataError:
+        given = sample.meta[role]
+        return TurnView(role, given if isinstance(given, str) else repr(given))

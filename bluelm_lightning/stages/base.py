@@ -40,6 +40,8 @@ class Stage(L.LightningModule):
         clip_norm: greatest global gradient norm; 0 = no clipping.
     """
 
+    learns_from: str | None = None  # "documents", "pairs" or "prompts"; None: not compared with what the data gives
+
     def __init__(
         self,
         vlm: VisionLanguageModel,

@@ -44,6 +44,8 @@ class DistillStage(Stage):
     Source: BlueLM-2.5-3B: pruned from a 7B teacher, distilled on 3T tokens and in a fast decay on 300B.
     """
 
+    learns_from = "documents"
+
     def __init__(
         self,
         vlm: VisionLanguageModel,

@@ -25,6 +25,8 @@ from bluelm_lightning.types import PackedBatch
 class PreferenceStage(Stage):
     """Base: a subclass says by how much each preferred answer is ahead. P pairs, documents 2i and 2i + 1."""
 
+    learns_from = "pairs"
+
     def configure_model(self) -> None:
         check_context(self, "an answer is judged as a whole")
         super().configure_model()

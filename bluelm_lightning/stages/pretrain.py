@@ -10,3 +10,5 @@ class PretrainStage(Stage):
 
     Source: BlueLM-2.5-3B, joint pre-training (a) adapter alone, (b) everything unfrozen.
     """
+
+    learns_from = "documents"

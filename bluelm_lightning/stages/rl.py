@@ -50,6 +50,7 @@ class RLStage(Stage):
         optimizer, schedule, frozen, clip_norm: as :class:`Stage`.
     """
 
+    learns_from = "prompts"
     least_group = 2  # rollouts of a prompt
     sharded_methods = (*Stage.sharded_methods, "write", "learn")
     written_at: Tensor
@@ -243,7 +244,10 @@ class RLStage(Stage):
 
     # ------------------------------------------------------------------ loop
     def training_step(self, batch: PackedBatch, batch_idx: int) -> Tensor:
-        assert isinstance(batch, Experience)
+        if not isinstance(batch, Experience):
+            raise ConfigError(
+                f"{type(self).__name__} learns from prompts that it answers; give it PromptDataModule", "data"
+            )
         states = self._states(self.vlm, batch)
         logprobs, entropy = self._score(self.vlm, states, batch)
         old = torch.where(batch.old.isnan(), logprobs.detach(), batch.old)  # exactly 1 is the ratio of a first update

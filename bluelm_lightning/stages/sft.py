@@ -8,3 +8,5 @@ class SFTStage(Stage):
 
     Source: BlueLM-2.5-3B, SFT.
     """
+
+    learns_from = "documents"
