@@ -1,5 +1,6 @@
 """bluelm-fit: files and overrides, and every mistake in one line that names the key."""
 
+import textwrap
 from pathlib import Path
 
 import pytest
@@ -202,3 +203,24 @@ def test_shards_that_are_none(project, capsys):
 def test_constructor_errors_of_others_name_their_part(project, capsys):
     line = refused(capsys, "--config", str(project / "stage.yaml"), "--trainer.max_epochs=-5")
     assert line.startswith("trainer: MisconfigurationException: ")
+
+
+def test_slips_in_a_component_of_ones_own_name_its_class(project, capsys, tmp_path, monkeypatch):
+    code = """
+    from torch import nn
+
+    from bluelm_lightning.components import Projector
+
+
+    class Hasty(Projector):
+        def __init__(self, vision_dim: int, decoder_dim: int, hidden_dim: int = 8) -> None:
+            self.layer = nn.Linear(vision_dim, decoder_dim)  # before super().__init__()
+    """
+    (tmp_path / "hasty_parts.py").write_text(textwrap.dedent(code))
+    monkeypatch.syspath_prepend(str(tmp_path))
+    given = ["--config", str(project / "stage.yaml"), "--model.projector=hasty_parts.Hasty"]
+    line = refused(capsys, *given)
+    assert line.startswith("model.vlm.projector: Hasty: AttributeError: cannot assign module before Module.__init__()")
+    monkeypatch.setenv("BLUELM_DEBUG", "1")
+    with pytest.raises(AttributeError, match="cannot assign module before"):
+        main(given)
