@@ -178,6 +178,41 @@ def test_wrong_override(project, capsys, argument, said):
     assert len(line) < 500
 
 
+WHOLE = "items of a list cannot be set one by one; give the whole list (--%s='[...]'), or put it in a YAML"
+
+
+@pytest.mark.parametrize(
+    ("override", "key", "last"),
+    [
+        ("data.sources.0.weight=3", "data.sources", ""),
+        ("data.sources.a.weight=null", "data.sources", ""),
+        ("data.init_args.sources.0={path: x}", "data.sources", ""),
+        ("model.optimizer.groups.0.lr=2", "model.optimizer.groups", ""),
+        ("trainer.callbacks.0.every_n_steps=2", "trainer.callbacks", "RolloutTable"),
+        ("trainer.callbacks.LearningRateMonitor.logging_interval=step", "trainer.callbacks", "RolloutTable"),
+        ("trainer.callbacks.logging_interval=step", "trainer.callbacks", "RolloutTable"),
+        ("trainer.callbacks.init_args.logging_interval=step", "trainer.callbacks", "RolloutTable"),
+    ],
+)
+def test_an_override_of_an_item_of_a_list(project, capsys, override, key, last):
+    callbacks = "--trainer.callbacks=[LearningRateMonitor, {class_path: RolloutTable}]"
+    line = refused(capsys, "--config", str(project / "stage.yaml"), callbacks, f"--{override}")
+    named = override.partition("=")[0].replace("init_args.", "")
+    said = f"--{key}.KEY sets the last one, which is {last}; " if last else ""
+    assert line == f"{named}: {said}{WHOLE % key}"
+
+
+def test_an_override_of_the_last_callback(project, capsys):
+    callbacks = "--trainer.callbacks=[LearningRateMonitor, {class_path: RolloutTable}]"
+    changed = settings(project, callbacks, "--trainer.callbacks.every_n_steps=2").trainer.callbacks
+    assert changed[-1].init_args.every_n_steps == 2
+    given = ["--config", str(project / "stage.yaml")]
+    line = refused(capsys, *given, callbacks, "--trainer.callbacks.every_n_steps=x")
+    assert line == "trainer.callbacks.every_n_steps: 'x' is not an integer; correct it"
+    line = refused(capsys, *given, "--trainer.callbacks.0.every_n_steps=2")
+    assert line == f"trainer.callbacks.0: no class is named there yet; {WHOLE % 'trainer.callbacks'}"
+
+
 # ---------------------------------------------------------------- several files
 def test_later_file_that_drops_arguments(project, capsys):
     Path("later.yaml").write_text("model: {init_args: {schedule: {class_path: Constant}}}\n")
