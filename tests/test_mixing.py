@@ -290,5 +290,5 @@ def test_the_help_names_a_config_that_exists_and_a_missing_one_is_told_by_its_ow
     assert main([str(tmp_path / "list.yaml")]) == 2
     assert "CONFIG: " in (error := capsys.readouterr().err)
     assert "holds [3], not keys and values; see mix/sft.yaml" in error
-    with pytest.raises(ConfigError, match="^stage: nope.yaml does not exist; "):
+    with pytest.raises(ConfigError, match=r"^stage: nope\.yaml does not exist; "):
         StageSources("nope.yaml", "tokens")

@@ -34,7 +34,6 @@ from bluelm_lightning.datamodules import MultimodalDataModule
 from bluelm_lightning.errors import ConfigError
 from bluelm_lightning.stages import RLStage, ShardedStrategy, Stage
 
-
 SLIPS = (AttributeError, TypeError, NameError, LookupError)  # what a slip in a class of one's own raises
 
 
