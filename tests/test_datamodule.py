@@ -11,13 +11,7 @@ from tiny_data import Talks, Texts, documents, flat
 from bluelm_lightning.callbacks import SharePoint, ShareSchedule
 from bluelm_lightning.data.shard_writer import ShardWriter
 from bluelm_lightning.data.tokenizer import train_tokenizer
-from bluelm_lightning.datamodules import (
-    MultimodalDataModule,
-    PretrainDataModule,
-    PromptDataModule,
-    SFTDataModule,
-    SourceSpec,
-)
+from bluelm_lightning.datamodules import MultimodalDataModule, PretrainDataModule, SFTDataModule, SourceSpec
 from bluelm_lightning.errors import ConfigError
 from bluelm_lightning.types import ImageSpec, Sample
 
@@ -298,28 +292,3 @@ def test_two_sources_of_one_name_have_no_shares_and_both_stand_in_the_lineage(mo
     with pytest.raises(ConfigError, match=r"data.sources.name: two sources are called alike: \['Talks', 'Talks'\]"):
         data.follow_shares(ShareSchedule([SharePoint(0, {"Talks": 1})]))
     assert {name: row["samples"] for name, row in data.manifest().items()} == {"Talks": 4, "Talks#2": 6, "Talks#3": 5}
-
-
-# ---------------------------------------------------------------- sources as mappings
-@pytest.mark.parametrize("kind", [SFTDataModule, PretrainDataModule, PromptDataModule])
-def test_sources_may_be_mappings(tokenizer, kind):
-    talks = {"source": Talks(4), "name": "talks", "max_repeats": 2}
-    data = kind(tokenizer, [talks], val_sources=[{"source": Texts(3)}, SourceSpec(source=Talks(2))])
-    data.prepare(MODEL if kind is not PromptDataModule else SimpleNamespace(**vars(MODEL), write=None))
-    assert [(source.name, len(source)) for source in data.opened] == [("talks", 4)]
-    assert [(source.name, len(source)) for source in data.val_opened] == [("Texts", 3), ("Talks", 2)]
-
-
-@pytest.mark.parametrize(
-    ("sources", "said"),
-    [
-        ([{"path": "a"}, {"pth": "b"}], r"sources\[1\]\.pth: unknown key of SourceSpec; did you mean path\?"),
-        ([{"path": "a", "q": 1}], r"sources\[0\]\.q: unknown key of SourceSpec; known are path, source, name, "),
-        (["shards/a"], r"sources\[0\]: 'shards/a' is no source; give a SourceSpec or a mapping such as "),
-    ],
-)
-def test_mappings_that_are_no_sources_are_refused(tokenizer, sources, said):
-    with pytest.raises(ConfigError, match=rf"^data\.{said}"):
-        SFTDataModule(tokenizer, sources)
-    with pytest.raises(ConfigError, match=rf"^data\.val_{said}"):
-        SFTDataModule(tokenizer, [{"path": "a"}], val_sources=sources)
