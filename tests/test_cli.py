@@ -1,5 +1,6 @@
 """bluelm-fit: files and overrides, and every mistake in one line that names the key."""
 
+import textwrap
 from pathlib import Path
 
 import pytest
@@ -177,6 +178,41 @@ def test_wrong_override(project, capsys, argument, said):
     assert len(line) < 500
 
 
+WHOLE = "items of a list cannot be set one by one; give the whole list (--%s='[...]'), or put it in a YAML"
+
+
+@pytest.mark.parametrize(
+    ("override", "key", "last"),
+    [
+        ("data.sources.0.weight=3", "data.sources", ""),
+        ("data.sources.a.weight=null", "data.sources", ""),
+        ("data.init_args.sources.0={path: x}", "data.sources", ""),
+        ("model.optimizer.groups.0.lr=2", "model.optimizer.groups", ""),
+        ("trainer.callbacks.0.every_n_steps=2", "trainer.callbacks", "RolloutTable"),
+        ("trainer.callbacks.LearningRateMonitor.logging_interval=step", "trainer.callbacks", "RolloutTable"),
+        ("trainer.callbacks.logging_interval=step", "trainer.callbacks", "RolloutTable"),
+        ("trainer.callbacks.init_args.logging_interval=step", "trainer.callbacks", "RolloutTable"),
+    ],
+)
+def test_an_override_of_an_item_of_a_list(project, capsys, override, key, last):
+    callbacks = "--trainer.callbacks=[LearningRateMonitor, {class_path: RolloutTable}]"
+    line = refused(capsys, "--config", str(project / "stage.yaml"), callbacks, f"--{override}")
+    named = override.partition("=")[0].replace("init_args.", "")
+    said = f"--{key}.KEY sets the last one, which is {last}; " if last else ""
+    assert line == f"{named}: {said}{WHOLE % key}"
+
+
+def test_an_override_of_the_last_callback(project, capsys):
+    callbacks = "--trainer.callbacks=[LearningRateMonitor, {class_path: RolloutTable}]"
+    changed = settings(project, callbacks, "--trainer.callbacks.every_n_steps=2").trainer.callbacks
+    assert changed[-1].init_args.every_n_steps == 2
+    given = ["--config", str(project / "stage.yaml")]
+    line = refused(capsys, *given, callbacks, "--trainer.callbacks.every_n_steps=x")
+    assert line == "trainer.callbacks.every_n_steps: 'x' is not an integer; correct it"
+    line = refused(capsys, *given, "--trainer.callbacks.0.every_n_steps=2")
+    assert line == f"trainer.callbacks.0: no class is named there yet; {WHOLE % 'trainer.callbacks'}"
+
+
 # ---------------------------------------------------------------- several files
 def test_later_file_that_drops_arguments(project, capsys):
     Path("later.yaml").write_text("model: {init_args: {schedule: {class_path: Constant}}}\n")
@@ -202,3 +238,24 @@ def test_shards_that_are_none(project, capsys):
 def test_constructor_errors_of_others_name_their_part(project, capsys):
     line = refused(capsys, "--config", str(project / "stage.yaml"), "--trainer.max_epochs=-5")
     assert line.startswith("trainer: MisconfigurationException: ")
+
+
+def test_slips_in_a_component_of_ones_own_name_its_class(project, capsys, tmp_path, monkeypatch):
+    code = """
+    from torch import nn
+
+    from bluelm_lightning.components import Projector
+
+
+    class Hasty(Projector):
+        def __init__(self, vision_dim: int, decoder_dim: int, hidden_dim: int = 8) -> None:
+            self.layer = nn.Linear(vision_dim, decoder_dim)  # before super().__init__()
+    """
+    (tmp_path / "hasty_parts.py").write_text(textwrap.dedent(code))
+    monkeypatch.syspath_prepend(str(tmp_path))
+    given = ["--config", str(project / "stage.yaml"), "--model.projector=hasty_parts.Hasty"]
+    line = refused(capsys, *given)
+    assert line.startswith("model.vlm.projector: Hasty: AttributeError: cannot assign module before Module.__init__()")
+    monkeypatch.setenv("BLUELM_DEBUG", "1")
+    with pytest.raises(AttributeError, match="cannot assign module before"):
+        main(given)

@@ -219,6 +219,29 @@ def test_widths_must_fit():
     assert info.value.key == "model.vlm.projector.decoder_dim"
 
 
+@pytest.mark.parametrize("name", ["vision_dim", "decoder_dim"])
+def test_a_projector_that_does_not_say_its_widths_is_named(name):
+    projector = type("Mine", (LinearProjector,), {})(24, 32)
+    delattr(projector, name)
+    with pytest.raises(ConfigError, match=rf"^model\.vlm\.projector: Mine sets no {name}; set self\.{name} in its"):
+        VisionLanguageModel(tiny_vit(), projector, tiny_decoder())
+
+
+def test_a_projector_that_gives_other_features_than_it_says_is_named():
+    def vlm(**attributes):
+        return VisionLanguageModel(tiny_vit(), type("Mine", (LinearProjector,), attributes)(24, 32), tiny_decoder())
+
+    size = tiny_vit().image_size
+    tiles, patches = torch.zeros(2, 3, size, size, dtype=torch.uint8), tiny_vit().num_patches
+    assert vlm().encode_images(tiles).shape == (2, patches, 32)
+    for attributes, said in (
+        ({"num_tokens": lambda self, patches: patches - 1}, rf"\({patches}, 32\) for a tile.*\({patches - 1}, 32\)"),
+        ({"forward": lambda self, features: features}, rf"\({patches}, 24\) for a tile.*\({patches}, 32\)"),
+    ):
+        with pytest.raises(ConfigError, match=rf"^model\.vlm\.projector: Mine gives {said}"):
+            vlm(**attributes).encode_images(tiles)
+
+
 def test_rows_without_images_work_and_do_not_run_the_tower():
     vlm = tiny_vlm()
     vlm.vision.forward = None  # would raise

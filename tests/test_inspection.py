@@ -19,7 +19,7 @@ from bluelm_lightning.inspection.pictures import view_picture
 from bluelm_lightning.inspection.statistics import SourceStatistics, histogram
 from bluelm_lightning.inspection.terminal import print_inspection, spark
 from bluelm_lightning.inspection.views import TurnView, turns_of
-from bluelm_lightning.inspection.words import range_words
+from bluelm_lightning.inspection.words import picture_words, range_words
 from bluelm_lightning.types import IGNORE, Sample
 
 READING = Reading(tiny_encoder(max_grid=2, thumbnail=True))
@@ -190,6 +190,11 @@ def test_tiles_are_counted_as_they_are_cut(size):
 
 
 # ---------------------------------------------------------------- which samples
+def test_rows_and_columns_of_tiles_are_not_mixed_up():
+    assert ", 2 rows x 1 column of tiles of " in picture_words(view_picture(png(40, 20), READING.tiling))
+    assert ", 1 row x 2 columns of tiles of " in picture_words(view_picture(png(20, 40), READING.tiling))
+
+
 def test_what_is_read_and_shown(tmp_path):
     samples = [question(id=f"s{n}", source="even" if n < 90 else "odd") for n in range(100)]
     folder = ShardFolder(write(tmp_path / "s", samples, samples_per_shard=30))

@@ -1,6 +1,7 @@
 """Automatic mixtures: designs, laws that are known, a proposal that must beat uniform, and proxies that are reused."""
 
 import json
+import re
 import shutil
 from pathlib import Path
 
@@ -273,3 +274,21 @@ def test_bad_settings_end_with_one_line(project, change, message, capsys, mixed,
     error = capsys.readouterr().err
     assert message in error
     assert len(error.splitlines()) == 1
+
+
+def test_the_help_names_a_config_that_exists_and_a_missing_one_is_told_by_its_own_key(capsys, tmp_path):
+    with pytest.raises(SystemExit):
+        main(["--help"])
+    example = re.search(r"^bluelm-mix (\S+)$", capsys.readouterr().out, re.M)[1]
+    assert read_settings(MixPlan, example)
+    for name in ("nope.yaml", "data/mix.yaml"):
+        assert main([name]) == 2
+        assert capsys.readouterr().err == (
+            f"bluelm-mix: error: CONFIG: {name} does not exist; give a file or one of mix/sft.yaml\n"
+        )
+    (tmp_path / "list.yaml").write_text("[3]")
+    assert main([str(tmp_path / "list.yaml")]) == 2
+    assert "CONFIG: " in (error := capsys.readouterr().err)
+    assert "holds [3], not keys and values; see mix/sft.yaml" in error
+    with pytest.raises(ConfigError, match=r"^stage: nope\.yaml does not exist; "):
+        StageSources("nope.yaml", "tokens")

@@ -39,11 +39,12 @@ def test_a_run_that_fails_leaves_the_shards_before_it(tmp_path, capsys):
         assert run(tmp_path, url) == 0
         (tmp_path / "out" / "shards" / "NOTES").write_text("mine")
         before, report = shards(tmp_path / "out"), report_of(tmp_path / "out")
-        capsys.readouterr()
+        assert re.search(r"^\d+ tokens in \d+ s: \d+ tokens a kept trace$", capsys.readouterr().out, re.M)
         assert run(tmp_path, url, bands=[{"name": "[/b]", "least": 9999}]) == 2
         told = capsys.readouterr()
         assert re.search(r"no trace was kept: \d+ length, \d+ wrong; see .*nothing_kept.json", told.err)
         assert "wrong" in told.out, "the report is printed"
+        assert re.search(r"^\d+ tokens in \d+ s$", told.out, re.M)
         broken.set()
         assert run(tmp_path, url, samples=3) == 2
         assert shards(tmp_path / "out") == before

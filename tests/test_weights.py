@@ -29,6 +29,10 @@ def test_init_from_reads_what_save_writes_for_tied_heads(tmp_path):
     donor.save(tmp_path / "vlm.safetensors")  # holds the tied matrix once
     init_from(model, tmp_path / "vlm.safetensors")
     assert all(torch.equal(t, donor.state_dict()[key]) for key, t in model.state_dict().items())
+    torch.save(donor.state_dict(), tmp_path / "vlm.pt")  # holds it under both names
+    for file in ("vlm.safetensors", "vlm.pt"):
+        counted = {row.component: row.parameters for row in init_from(model, tmp_path / file)}
+        assert counted["decoder"] == donor.decoder.num_parameters(), file
     untied = tiny_vlm(tie_embeddings=False)
     untied.save(tmp_path / "untied.safetensors")
     with pytest.raises(ConfigError, match="differ, but the model ties them; set tie_embeddings: false"):

@@ -34,6 +34,8 @@ from bluelm_lightning.datamodules import MultimodalDataModule
 from bluelm_lightning.errors import ConfigError
 from bluelm_lightning.stages import RLStage, ShardedStrategy, Stage
 
+SLIPS = (AttributeError, TypeError, NameError, LookupError)  # what a slip in a class of one's own raises
+
 
 class ParseError(Exception):
     """What jsonargparse said."""
@@ -148,7 +150,7 @@ class FitCLI(LightningCLI):
         with one_line("trainer", TypeError):  # Lightning's answer to devices: two; callbacks are built by now
             self.trainer = self.instantiate_trainer(**arguments(settings))
         with one_line("model"), torch.device("meta") if self.receives else contextlib.nullcontext():
-            self.model = instantiate(self.parser, self.config, "model")
+            self.model = instantiate(self.parser, self.config, "model", *SLIPS)
 
     @property
     def receives(self) -> bool:

@@ -44,6 +44,11 @@ class Argument(NamedTuple):
         return self.key.removesuffix("+").split(".")
 
     @property
+    def dotted(self) -> str:
+        """The key without ``init_args`` and ``+``."""
+        return ".".join(part for part in self.parts if part != "init_args")
+
+    @property
     def token(self) -> str:
         return f"--{self.key}" if self.text is None else f"--{self.key}={self.text}"
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from difflib import get_close_matches
+from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
@@ -19,23 +20,33 @@ def packaged_configs() -> list[str]:
     return sorted(path.relative_to(PACKAGED).as_posix() for path in PACKAGED.rglob("*.yaml"))
 
 
-def find_config(name: str) -> Path:
+def find_config(name: str, key: str = "--config", fits: str = "*") -> Path:
     """A file of that path, else the packaged file of that name.
 
+    Args:
+        name: what was given.
+        key: the option that it was given by.
+        fits: glob of the packaged names that fit there.
+
     Raises:
-        ConfigError: neither exists; the message lists the packaged names.
+        ConfigError: neither exists; the message lists the packaged names that fit.
     """
     for path in (Path(name).expanduser(), PACKAGED / name):
         if path.is_file():
             return path
-    names = packaged_configs()
+    names = [packaged for packaged in packaged_configs() if fnmatch(packaged, fits)]
     near = get_close_matches(name, names, 1, 0.75)
     fix = f"did you mean {near[0]}?" if near else f"give a file or one of {', '.join(names)}"
-    raise ConfigError(f"{name} does not exist; {fix}", "--config")
+    raise ConfigError(f"{name} does not exist; {fix}", key)
 
 
-def read_config(path: Path) -> dict[str, Any]:
+def read_config(path: Path, key: str = "--config", example: str = "3b/sft.yaml") -> dict[str, Any]:
     """A YAML mapping.
+
+    Args:
+        path: the file.
+        key: the option that it was given by.
+        example: a packaged one of its kind, for the message.
 
     Raises:
         ConfigError: no YAML, no mapping, a key that is no text, or one that stands twice (YAML itself would keep the
@@ -46,9 +57,9 @@ def read_config(path: Path) -> dict[str, Any]:
     except KeyRefused as error:
         raise ConfigError(error.told(f" in {path}"), error.key) from None
     except (yaml.YAMLError, ValueError, OSError) as error:
-        raise ConfigError(f"{path} is no YAML: {_where(error)}; correct it", "--config") from None
+        raise ConfigError(f"{path} is no YAML: {_where(error)}; correct it", key) from None
     if not isinstance(content, dict):
-        raise ConfigError(f"{path} holds {content!r:.40}, not keys and values; see 3b/sft.yaml", "--config")
+        raise ConfigError(f"{path} holds {content!r:.40}, not keys and values; see {example}", key)
     return content
 
 

@@ -37,8 +37,15 @@ def guarded(construct: Any) -> Any:
     return make
 
 
-def instantiate(parser: Any, config: Namespace, key: str) -> Any:
-    """One top-level key of the settings, built. Raises what the constructor raised."""
+def instantiate(parser: Any, config: Namespace, key: str, *named: type[Exception]) -> Any:
+    """One top-level key of the settings, built. Raises what the constructor raised.
+
+    Args:
+        parser: jsonargparse's.
+        config: the settings.
+        key: what is built.
+        named: errors raised as a ConfigError that names the class; as they are with ``BLUELM_DEBUG=1``.
+    """
     try:
         return parser.instantiate_classes(Namespace({key: config[key]}))[key]
     except ConstructorError as stop:
@@ -46,7 +53,20 @@ def instantiate(parser: Any, config: Namespace, key: str) -> Any:
         if isinstance(error, ConfigError) and error.key and "." not in error.key:
             text = str(error).removeprefix(f"{error.key}: ")
             raise ConfigError(text, locate(config[key], stop.klass, error.key, key)) from error
+        if isinstance(error, named) and not os.environ.get("BLUELM_DEBUG"):
+            where = place_of(config[key], stop.klass, key) or key
+            raise ConfigError(f"{stop.klass.__name__}: {_told(error)}", where) from error
         raise error from None
+
+
+def place_of(config: Any, klass: type, key: str) -> str:
+    """Dotted key of the first object of a class: ``model.vlm.vision`` for ViTEncoder; empty: there is none."""
+    if not isinstance(config, Namespace):
+        return ""
+    if str(config.get("class_path", "")).rpartition(".")[2] == klass.__name__:
+        return key
+    arguments = vars(config.get("init_args") or config)
+    return next(filter(None, (place_of(value, klass, f"{key}.{name}") for name, value in arguments.items())), "")
 
 
 def locate(config: Any, klass: type, argument: str, key: str) -> str:
@@ -76,5 +96,8 @@ def one_line(key: str, *more: type[Exception]) -> Iterator[None]:
     except told as error:
         if os.environ.get("BLUELM_DEBUG"):
             raise
-        text = " ".join(str(error).split())[:400]
-        raise ConfigError(f"{type(error).__name__}: {text}; BLUELM_DEBUG=1 shows where", key) from error
+        raise ConfigError(_told(error), key) from error
+
+
+def _told(error: Exception) -> str:
+    return f"{type(error).__name__}: {' '.join(str(error).split())[:400]}; BLUELM_DEBUG=1 shows where"

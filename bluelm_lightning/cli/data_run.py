@@ -26,7 +26,7 @@ def add(commands: Any) -> None:
 def _run(args: argparse.Namespace) -> None:
     from bluelm_lightning.cli.config_files import find_config, read_config
 
-    settings = read_config(find_config(args.config))
+    settings = read_config(find_config(args.config, "CONFIG", "data/curate.yaml"), "CONFIG", "data/curate.yaml")
     settings |= {key: getattr(args, key) for key in ("output", "processes") if getattr(args, key) is not None}
     pipeline = build_pipeline(settings, show=not args.quiet)
     report = pipeline.run(redo=args.redo)

@@ -20,7 +20,7 @@ def _synthesize(args: argparse.Namespace) -> None:
     from bluelm_lightning.synthesis.plan import SynthesisPlan
     from bluelm_lightning.synthesis.run import NothingKept, print_report, synthesize
 
-    plan = read_settings(SynthesisPlan, args.config)
+    plan = read_settings(SynthesisPlan, args.config, "data/synthesize.yaml")
     try:
         report = synthesize(plan, lambda text: print(text, flush=True))
     except NothingKept as error:

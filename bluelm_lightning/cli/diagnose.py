@@ -8,9 +8,11 @@ from __future__ import annotations
 import re
 from typing import Any
 
+from bluelm_lightning.cli.arguments import Argument
 from bluelm_lightning.cli.classes import find_class, parameters
 from bluelm_lightning.cli.layers import COMMAND_LINE, Layers
-from bluelm_lightning.cli.walk import classes_of, near_or_known, walk
+from bluelm_lightning.cli.specs import list_on_the_way, read_value
+from bluelm_lightning.cli.walk import classes_of, near_or_known, walk, walk_item
 from bluelm_lightning.errors import ConfigError
 
 
@@ -35,6 +37,8 @@ def find_mistake(layers: Layers, hints: dict[str, Any]) -> ConfigError | None:
         for key in ("model", "data"):
             if key not in layers.values:
                 raise ConfigError("is missing; give it in a --config file, such as 3b/sft.yaml", key)
+        for argument in layers.inside_lists:
+            _walk_inside(argument, layers.values, hints)
     except ConfigError as error:
         return with_origin(error, layers)
     return None
@@ -63,8 +67,22 @@ def with_origin(error: ConfigError, layers: Layers) -> ConfigError:
     return error if not origin or origin == COMMAND_LINE else ConfigError(f"{error} (in {origin})")
 
 
+def _walk_inside(argument: Argument, values: dict[str, Any], hints: dict[str, Any]) -> None:
+    parts = argument.dotted.split(".")
+    found = list_on_the_way(values, parts)
+    if found is not None:
+        count, items = found
+        key, value = ".".join(parts[:count]), read_value(str(argument.text), argument.key)
+        walk_item(items, _hint_at(key, values, hints), key, parts[count:], value)
+
+
 def _base_at(key: str, values: Any, hints: dict[str, Any]) -> type | None:
     """The class wanted at a dotted key."""
+    return next(iter(classes_of(_hint_at(key, values, hints))), None)
+
+
+def _hint_at(key: str, values: Any, hints: dict[str, Any]) -> Any:
+    """The type wanted at a dotted key."""
     hint: Any = None
     for part in key.split("."):
         found = classes_of(hint)
@@ -75,7 +93,7 @@ def _base_at(key: str, values: Any, hints: dict[str, Any]) -> type | None:
             hints = {name: parameter.annotation for name, parameter in parameters(klass).items()}
             values = values.get("init_args") or {}
         hint, values = hints.get(part), values.get(part) if isinstance(values, dict) else None
-    return next(iter(classes_of(hint)), None)
+    return hint
 
 
 def innermost(message: str) -> str:

@@ -34,6 +34,7 @@ class Layers:
         values: one tree of everything written.
         origins: dotted key -> the file that gave it, or "the command line".
         changes: classes that a later layer replaced.
+        inside_lists: overrides of something inside a list, which only jsonargparse may be able to follow.
         tokens: the same for jsonargparse: config names found, shorthands written out.
     """
 
@@ -41,6 +42,7 @@ class Layers:
         self.values: dict[str, Any] = {}
         self.origins: dict[str, str] = {}
         self.changes: list[Change] = []
+        self.inside_lists: list[Argument] = []
         self.tokens: list[str] = []
         self.configs: list[str] = []
         self._replaced_lists: list[str] = []
@@ -78,6 +80,9 @@ class Layers:
         in_config = value is None and nested is not None and argument.parts[0] in ("model", "data")
         if nested is not None:
             self._merge_into(nested, COMMAND_LINE)
+        else:
+            self.inside_lists.append(argument)
+            self.origins[argument.dotted] = COMMAND_LINE
         self._add_tokens(f"--config={json.dumps(nested)}" if in_config else argument.token)
 
     def _add_tokens(self, token: str) -> None:

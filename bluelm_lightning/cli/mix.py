@@ -1,7 +1,7 @@
 """bluelm-mix: a mixture for a stage, proposed from small proxies of it.
 
-bluelm-mix data/mix.yaml
-bluelm-fit --config tiny/joint.yaml --config runs/mix/mixture.yaml
+bluelm-mix mix/sft.yaml
+bluelm-fit --config tiny/sft.yaml --config runs/mix/mixture.yaml
 
 Trains proxies of the stage over mixtures of its sources, fits how each held-out loss depends on the shares, and
 proposes the mixture with the smallest weighted loss, with its uncertainty. Finished proxies are used again.
@@ -38,7 +38,7 @@ def _run(config: str) -> None:
     from bluelm_lightning.mixing.run import run_mixing
 
     started = time.time()
-    plan = read_settings(MixPlan, config)
+    plan = read_settings(MixPlan, config, "mix/sft.yaml")
     report = run_mixing(plan, lambda text: print(f"[{time.time() - started:4.0f} s] {text}", flush=True))
     _print(report)
     print(f"mixture.json, mixture.yaml, mixture.png and the proxies are in {plan.out}")

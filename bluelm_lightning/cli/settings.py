@@ -14,17 +14,18 @@ from bluelm_lightning.errors import ConfigError
 Settings = TypeVar("Settings")
 
 
-def read_settings(klass: type[Settings], name: str) -> Settings:
+def read_settings(klass: type[Settings], name: str, example: str = "") -> Settings:
     """Builds a dataclass out of a YAML file, the classes that it names included.
 
     Args:
         klass: its fields are the keys of the file.
         name: a file, or the name of a packaged one.
+        example: the packaged one that messages name.
 
     Raises:
         ConfigError: no such file, or anything wrong in it, with its dotted key.
     """
-    content = read_config(find_config(name))
+    content = read_config(find_config(name, "CONFIG", example or "*"), "CONFIG", example or name)
     try:
         walk(content, klass, "")
         check_modules(content)

@@ -31,6 +31,16 @@ def read_value(text: str, key: str) -> Any:
         return text
 
 
+def list_on_the_way(node: Any, parts: list[str]) -> tuple[int, list[Any]] | None:
+    """How many of ``parts``, without ``init_args``, lead to a list that the others lead into, and the list, if any."""
+    for count, part in enumerate(parts):
+        if isinstance(node, list):
+            return count, node
+        inside = (node.get("init_args") or {}) if is_spec(node) else node
+        node = inside.get(part) if isinstance(inside, dict) else None
+    return None
+
+
 def nest(node: Any, parts: list[str], value: Any, append: bool, in_class: bool = False) -> dict[str, Any] | None:
     """``[data, batch_rows]`` -> ``{data: {init_args: {batch_rows: value}}}``; None inside a list.
 

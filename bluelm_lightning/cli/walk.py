@@ -10,6 +10,7 @@ from difflib import get_close_matches
 from typing import Any
 
 from bluelm_lightning.cli.classes import find_class, parameters
+from bluelm_lightning.cli.specs import SPEC_KEYS, is_spec
 from bluelm_lightning.errors import ConfigError
 
 _PLAIN = (str, int, float, bool, bytes)
@@ -36,9 +37,35 @@ def walk(value: Any, hint: Any, key: str) -> None:
     elif classes and dataclasses.is_dataclass(classes[0]) and isinstance(value, dict):
         _walk_arguments(value, classes[0], key)
     elif classes and (_is_mapping(value, options) or (isinstance(value, str) and str not in options)):
+        if listed and classes_of(typing.get_args(listed[0])[0]) and isinstance(value, dict) and not is_spec(value):
+            name = next(iter(value), "class_path")
+            if not get_close_matches(name, SPEC_KEYS, 1, 0.6):
+                raise ConfigError(f"no class is named there yet; {whole_list(key)}", f"{key}.{name}")
         _walk_spec(value, classes[0], key)
     elif not _fits(value, hint):
         raise ConfigError(f"{value!r:.60} is not {_spell(options)}; correct it", key)
+
+
+def walk_item(items: list[Any], hint: Any, key: str, rest: list[str], value: Any) -> None:
+    """Raises ConfigError where ``--KEY.REST=VALUE`` leads into a list and is no argument of its last item."""
+    option = next((one for one in _options(hint) if typing.get_origin(one) in (list, tuple, set)), None)
+    bases = classes_of(typing.get_args(option)[0]) if option else []
+    item = {"class_path": items[-1]} if items and isinstance(items[-1], str) else items[-1] if items else None
+    if not bases or not isinstance(item, dict):
+        raise ConfigError(whole_list(key), f"{key}.{'.'.join(rest)}")
+    named = is_spec(item)
+    klass = find_class(str(item.get("class_path", bases[0].__name__)), bases[0], key)
+    known = parameters(klass)
+    if rest[0] not in known:
+        last = f"--{key}.KEY sets the last one, which is {klass.__name__}; " if named else ""
+        raise ConfigError(last + whole_list(key), f"{key}.{'.'.join(rest)}")
+    if len(rest) == 1:
+        walk(value, known[rest[0]].annotation, f"{key}.{rest[0]}")
+
+
+def whole_list(key: str) -> str:
+    """What to do instead of setting an item of the list at ``key``."""
+    return f"items of a list cannot be set one by one; give the whole list (--{key}='[...]'), or put it in a YAML"
 
 
 def _values_of(options: list[Any]) -> Any:

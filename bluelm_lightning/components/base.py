@@ -94,7 +94,7 @@ class VisionEncoder(Component):
 class Projector(Component):
     """``forward(features: float[N, P, vision_dim]) -> float[N, Q, decoder_dim]`` with ``Q = num_tokens(P)``.
 
-    A subclass sets ``vision_dim`` and ``decoder_dim``.
+    A subclass sets ``self.vision_dim`` and ``self.decoder_dim`` in its ``__init__``, after ``super().__init__()``.
 
     Raises:
         ConfigError: from ``num_tokens`` when P does not suit the projector (not a square, say).

@@ -31,17 +31,22 @@ class VisionLanguageModel(Component):
         decoder: the language model.
 
     Raises:
-        ConfigError: when two widths do not fit.
+        ConfigError: when two widths do not fit, or the projector does not say its own; from ``forward`` when the
+            projector's output is not what it says.
     """
 
     lockstep = False  # every process must run the tower on every batch, evaluation included: its weights are sharded
 
     def __init__(self, vision: VisionEncoder, projector: Projector, decoder: Decoder) -> None:
         super().__init__()
-        for name, given, wanted, owner in (
-            ("vision_dim", projector.vision_dim, vision.width, "vision tower"),
-            ("decoder_dim", projector.decoder_dim, decoder.width, "decoder"),
+        for name, wanted, owner in (
+            ("vision_dim", vision.width, "vision tower"),
+            ("decoder_dim", decoder.width, "decoder"),
         ):
+            given = getattr(projector, name, None)
+            if given is None:
+                kind = type(projector).__name__
+                raise ConfigError(f"{kind} sets no {name}; set self.{name} in its __init__", "model.vlm.projector")
             if given != wanted:
                 raise ConfigError(
                     f"the projector has {name}={given} but the {owner} is {wanted} wide; set {name}: {wanted}",
@@ -71,7 +76,15 @@ class VisionLanguageModel(Component):
     def encode_images(self, tiles: Tensor) -> Tensor:
         """tiles: uint8[N, 3, S, S] -> float[N, Q, D]."""
         dtype = next(self.vision.parameters()).dtype
-        return self.projector(self.vision(tiles.to(dtype) / 255))
+        features = self.projector(self.vision(tiles.to(dtype) / 255))
+        wanted = (self.image_spec.tokens_per_tile, self.decoder.width)
+        if tuple(features.shape[1:]) != wanted:
+            raise ConfigError(
+                f"{type(self.projector).__name__} gives {tuple(features.shape[1:])} for a tile, but by its num_tokens "
+                f"and decoder_dim that is {wanted}; correct its forward or what it says",
+                "model.vlm.projector",
+            )
+        return features
 
     def _place(self, embeds: Tensor, batch: PackedBatch) -> Tensor:
         tiles = batch.tiles

@@ -21,7 +21,7 @@ class Loaded:
 
     component: str
     tensors: int
-    parameters: int
+    parameters: int  # tied ones counted once
     source: str
 
 
@@ -76,8 +76,17 @@ def init_from(model: nn.Module, path: str | Path, components: list[str] | None =
             have = ", ".join(sorted(held)) or "none of this model's"
             raise ConfigError(f"{path} holds nothing for component {name!r}; its components: {have}", "init_from")
         load_strict(children[name], found, f"{path}, component {name!r}")
-        report.append(Loaded(name, len(found), sum(t.numel() for t in found.values()), str(path)))
+        report.append(Loaded(name, len(found), _num_values(children[name], found), str(path)))
     return report
+
+
+def _num_values(module: nn.Module, state: dict[str, Tensor]) -> int:
+    """Values of what was loaded; a tied tensor counts once, also where the file holds it under each of its names."""
+    tied: dict[int, list[str]] = {}
+    for name, parameter in module.named_parameters(remove_duplicate=False):
+        tied.setdefault(id(parameter), []).append(name)
+    again = {name for names in tied.values() for name in [name for name in names if name in state][1:]}
+    return sum(tensor.numel() for name, tensor in state.items() if name not in again)
 
 
 def _by_component(state: dict[str, Tensor], components: Iterable[str]) -> dict[str, dict[str, Tensor]]:

@@ -21,7 +21,7 @@ from bluelm_lightning.data.tokenizer import load_tokenizer, vocabulary_hash
 from bluelm_lightning.datamodules.course import ACCUMULATE, ScheduledCourse
 from bluelm_lightning.datamodules.gives import check_gives
 from bluelm_lightning.datamodules.resampling import Resampled, admission_of
-from bluelm_lightning.datamodules.sources import Renamed, SourceSpec, weights_of
+from bluelm_lightning.datamodules.sources import Renamed, SourceSpec, specs_of, weights_of
 from bluelm_lightning.errors import ConfigError, DataError
 from bluelm_lightning.types import Encoded, Generation, PackedBatch, Sample, Source, StageModel, StepSchedule
 
@@ -33,7 +33,7 @@ class MultimodalDataModule(Resampled, L.LightningDataModule):
 
     Args:
         tokenizer: folder or Hugging Face id; the template's special tokens are added.
-        sources: what to train on.
+        sources: what to train on; in Python also mappings with the keys of :class:`SourceSpec`.
         val_sources: what to validate on, in order and once.
         row_tokens: tokens of a packed row (the sequence length).
         batch_rows: rows of a batch.
@@ -71,7 +71,8 @@ class MultimodalDataModule(Resampled, L.LightningDataModule):
             if value is None or value < least:  # jsonargparse takes null for any argument of a class
                 reason = f"is null; give {least} or more" if value is None else f"{value} is below {least}"
                 raise ConfigError(reason, f"data.{key}")
-        self.specs, self.val_specs, self.course = sources, val_sources or [], ScheduledCourse()
+        self.specs, self.val_specs = specs_of(sources, "data.sources"), specs_of(val_sources or [], "data.val_sources")
+        self.course = ScheduledCourse()
         self.plan = PackingPlan(row_tokens, batch_rows, max_tiles, overlong, balance=balance)
         self.max_grid, self.thumbnail, self.num_workers, self.seed = max_grid, thumbnail, num_workers, seed
         self._tokenizer_path = tokenizer

@@ -51,7 +51,7 @@ class PromptDataModule(MultimodalDataModule):
         **kwargs: Any,
     ) -> None:
         super().__init__(tokenizer, sources, **kwargs)
-        limited = next((spec.label for spec in sources if spec.max_repeats is not None), None)
+        limited = next((spec.label for spec in self.specs if spec.max_repeats is not None), None)
         if ledger is not None and limited is not None:
             raise ConfigError(
                 f"passes over prompts, and max_repeats of {limited!r} would count those as asked; drop one of the two",

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields, replace
+from difflib import get_close_matches
+from typing import Any
 
 from bluelm_lightning.data.shards import ShardSource
 from bluelm_lightning.errors import ConfigError
@@ -60,6 +62,27 @@ class SourceSpec:
     @property
     def label(self) -> str:
         return self.name or (str(self.path).rstrip("/").rsplit("/", 1)[-1] if self.path else type(self.source).__name__)
+
+
+def specs_of(given: Sequence[Any], key: str) -> list[SourceSpec]:
+    """Sources as a data module is given them: in Python they may be mappings, ``{"path": "shards/a"}``.
+
+    Raises:
+        ConfigError: an item is neither, or has an unknown key.
+    """
+    known, specs = [field.name for field in fields(SourceSpec)], []
+    for index, item in enumerate(given):
+        where = f"{key}[{index}]"
+        if not isinstance(item, SourceSpec | Mapping):
+            fix = "give a SourceSpec or a mapping such as {'path': 'shards/a'}"
+            raise ConfigError(f"{item!r:.60} is no source; {fix}", where)
+        unknown = [name for name in item if name not in known] if isinstance(item, Mapping) else []
+        if unknown:
+            near = get_close_matches(str(unknown[0]), known, 1, 0.6)
+            fix = f"did you mean {near[0]}?" if near else f"known are {', '.join(known)}"
+            raise ConfigError(f"unknown key of SourceSpec; {fix}", f"{where}.{unknown[0]}")
+        specs.append(SourceSpec(**item) if isinstance(item, Mapping) else item)
+    return specs
 
 
 def weights_of(specs: Sequence[SourceSpec]) -> list[float] | None:

@@ -29,10 +29,12 @@ def visible(text: str) -> str:
 
 
 def picture_words(view: PictureView) -> str:
-    """``756 x 378 PNG, 4.1 kB, 1 x 2 tiles of 378 px + thumbnail``."""
+    """``756 x 378 PNG, 4.1 kB, 1 row x 2 columns of tiles of 378 px + thumbnail``: width first, then rows first."""
     if view.problem:
         return f"{view.format}, {size_words(view.num_bytes)}: {view.problem}"
-    tiles = f"{view.grid.rows} x {view.grid.cols} tiles of {view.tile_size} px" + " + thumbnail" * view.thumbnail
+    rows, columns = view.grid.rows, view.grid.cols
+    grid = f"{rows} row{'s' * (rows > 1)} x {columns} column{'s' * (columns > 1)}"
+    tiles = f"{grid} of tiles of {view.tile_size} px" + " + thumbnail" * view.thumbnail
     return f"{view.width} x {view.height} {view.format}, {size_words(view.num_bytes)}, {tiles}"
 
 

@@ -103,9 +103,9 @@ class StageSources:
     def __init__(self, stage: str, unit: str) -> None:
         from bluelm_lightning.cli.config_files import find_config, read_config
 
-        self.config = find_config(stage).resolve()
+        self.config = find_config(stage, "stage").resolve()
         self.weight = "token_weight" if unit == "tokens" else "weight"
-        data = read_config(self.config).get("data")
+        data = read_config(self.config, "stage").get("data")
         data = data.get("init_args") if isinstance(data, dict) else data
         if not isinstance(data, dict):
             raise ConfigError(f"{stage} has no sources under data.init_args; name a stage's YAML", "stage")

@@ -131,8 +131,8 @@ def _report(answers: Answers, tallies: dict[str, Tally], provenance: dict[str, s
     return {
         "engine": provenance,
         "cost": {
-            **asdict(cost), "tokens_a_kept_trace": cost.tokens / max(total, 1),
-            "seconds_a_kept_trace": cost.seconds / max(total, 1),
+            **asdict(cost), "tokens_a_kept_trace": cost.tokens / total if total else None,
+            "seconds_a_kept_trace": cost.seconds / total if total else None,
         },
         "tasks": {task: tally.told() for task, tally in sorted(tallies.items())},
         "failed": dict(islice(answers.failed.items(), NAMED)),
@@ -156,7 +156,8 @@ def print_report(report: dict[str, Any]) -> None:
         table.add_row(escape(task), *numbers, *map(escape, lists))
     Console().print(table)
     cost = report["cost"]
-    print(f"{cost['tokens']} tokens in {cost['seconds']:.0f} s: {cost['tokens_a_kept_trace']:.0f} tokens a kept trace")
+    each = cost["tokens_a_kept_trace"]
+    print(f"{cost['tokens']} tokens in {cost['seconds']:.0f} s" + (f": {each:.0f} tokens a kept trace" if each else ""))
     if cost["failed_questions"]:
         print(f"{cost['failed_questions']} questions were not answered; the same command asks them again")
         for key, reason in islice(report["failed"].items(), 3):
