@@ -6,7 +6,13 @@ import pytest
 from tiny import PER_TILE, TILE, VOCAB, tiny_tokenizer
 from tiny_data import Talks, Texts
 
-from bluelm_lightning.datamodules import PretrainDataModule, PromptDataModule, SFTDataModule, SourceSpec
+from bluelm_lightning.datamodules import (
+    PreferenceDataModule,
+    PretrainDataModule,
+    PromptDataModule,
+    SFTDataModule,
+    SourceSpec,
+)
 from bluelm_lightning.errors import ConfigError
 from bluelm_lightning.types import ImageSpec
 
@@ -20,7 +26,7 @@ def tokenizer(tmp_path_factory) -> str:
     return folder
 
 
-@pytest.mark.parametrize("kind", [SFTDataModule, PretrainDataModule, PromptDataModule])
+@pytest.mark.parametrize("kind", [SFTDataModule, PretrainDataModule, PromptDataModule, PreferenceDataModule])
 def test_sources_may_be_mappings(tokenizer, kind):
     talks = {"source": Talks(4), "name": "talks", "max_repeats": 2}
     data = kind(tokenizer, [talks], val_sources=[{"source": Texts(3)}, SourceSpec(source=Talks(2))])

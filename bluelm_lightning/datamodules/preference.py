@@ -26,7 +26,7 @@ class PreferenceDataModule(MultimodalDataModule):
 
     def __init__(self, tokenizer: str, sources: list[SourceSpec], **kwargs: Any) -> None:
         super().__init__(tokenizer, sources, **kwargs)
-        for spec in sources:
+        for spec in self.specs:
             if spec.stated_share:
                 reason = f"{spec.stated_share} for {spec.label!r}: the two answers would be told different budgets"
                 raise ConfigError(f"{reason}; set it to 0", "data.sources.stated_share")
