@@ -1,5 +1,10 @@
 """The two errors a user meets. Both say what is wrong, where, and what to do about it."""
 
+from __future__ import annotations
+
+from collections.abc import Iterable
+from difflib import get_close_matches
+
 
 class ConfigError(ValueError):
     """A setting is wrong. The message names the key, both values, and the fix.
@@ -26,3 +31,9 @@ class DataError(ValueError):
         super().__init__(f"{where}: {reason}" if where else reason)
         self.reason = reason
         self.where = where
+
+
+def near_or_known(name: str, known: Iterable[str]) -> str:
+    """The end of a message about an unknown name."""
+    near = get_close_matches(name, list(known), 1, 0.6)
+    return f"; did you mean {near[0]}?" if near else f"; known are {', '.join(list(known)[:20])}"

@@ -1,15 +1,27 @@
-"""A folder with a tokenizer, two sources and a stage, and bluelm-fit run in this process."""
+"""A folder with a tokenizer, two sources and a stage, and bluelm-fit run in this process: fixtures and helpers."""
 
 from __future__ import annotations
 
 import csv
 from pathlib import Path
 
+import pytest
 import yaml
 from tiny import TILE, TINY_LM, VOCAB, question, tiny_tokenizer
 
 from bluelm_lightning.cli.fit import main
 from bluelm_lightning.data.shards import ShardWriter
+
+
+@pytest.fixture(scope="module")
+def project(tmp_path_factory):
+    return write_project(tmp_path_factory.mktemp("project"))
+
+
+@pytest.fixture
+def own_folder(tmp_path, monkeypatch):
+    """The test runs in a folder of its own."""
+    monkeypatch.chdir(tmp_path)
 
 
 def write_project(folder: Path) -> Path:

@@ -7,6 +7,18 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 
 @contextmanager
+def serving(handler):
+    """A server on this machine that answers with a handler class; yields its address."""
+    made = ThreadingHTTPServer(("127.0.0.1", 0), handler)
+    threading.Thread(target=made.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True).start()
+    try:
+        yield f"http://127.0.0.1:{made.server_port}"
+    finally:
+        made.shutdown()
+        made.server_close()
+
+
+@contextmanager
 def chat_server(reply):
     """An endpoint that answers each request with what ``reply(number, body)`` returns.
 
@@ -37,10 +49,5 @@ def chat_server(reply):
         def log_message(self, *args):
             pass
 
-    made = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    threading.Thread(target=made.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True).start()
-    try:
-        yield f"http://127.0.0.1:{made.server_port}/v1", seen
-    finally:
-        made.shutdown()
-        made.server_close()
+    with serving(Handler) as url:
+        yield f"{url}/v1", seen

@@ -4,22 +4,15 @@ import textwrap
 from pathlib import Path
 
 import pytest
-from cli_project import fit, refused, write_project
+from cli_project import fit, refused
 
 from bluelm_lightning.cli.app import FitCLI
 from bluelm_lightning.cli.arguments import split_arguments
 from bluelm_lightning.cli.fit import main
 from bluelm_lightning.cli.layers import Layers
 
-
-@pytest.fixture(scope="module")
-def project(tmp_path_factory):
-    return write_project(tmp_path_factory.mktemp("project"))
-
-
-@pytest.fixture(autouse=True)
-def _in_a_folder_of_its_own(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
+pytest_plugins = ["cli_project"]
+pytestmark = pytest.mark.usefixtures("own_folder")
 
 
 def settings(project, *arguments):

@@ -4,19 +4,12 @@ from pathlib import Path
 
 import pytest
 import yaml
-from cli_project import refused, stage, write_project
+from cli_project import refused, stage
 
 from bluelm_lightning.cli.config_files import parse_yaml
 
-
-@pytest.fixture(scope="module")
-def project(tmp_path_factory):
-    return write_project(tmp_path_factory.mktemp("project"))
-
-
-@pytest.fixture(autouse=True)
-def _in_a_folder_of_its_own(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
+pytest_plugins = ["cli_project"]
+pytestmark = pytest.mark.usefixtures("own_folder")
 
 
 def wrong_file(project, change) -> str:

@@ -6,20 +6,12 @@ import sys
 from pathlib import Path
 
 import pytest
-from cli_project import write_project
 
 from bluelm_lightning.cli.run_folder import RunFolder
 from bluelm_lightning.errors import ConfigError
 
-
-@pytest.fixture(scope="module")
-def project(tmp_path_factory):
-    return write_project(tmp_path_factory.mktemp("project"))
-
-
-@pytest.fixture(autouse=True)
-def _in_a_folder_of_its_own(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
+pytest_plugins = ["cli_project"]
+pytestmark = pytest.mark.usefixtures("own_folder")
 
 
 def test_processes_started_together_must_be_told_the_folder(monkeypatch, tmp_path):
@@ -50,6 +42,7 @@ def test_process_exits_2_with_one_line(project):
 def test_cheap_paths_import_nothing_heavy():
     code = """import sys
 from bluelm_lightning.cli.fit import main
+
 for argv in (["--version"], ["--help"], ["--config", "nope.yaml"]):
     main(argv)
 heavy = {"torch", "lightning", "transformers", "jsonargparse"} & set(sys.modules)

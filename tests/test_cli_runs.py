@@ -11,14 +11,12 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
-from cli_project import fit, losses, write_project
+from cli_project import fit, losses
 
 from bluelm_lightning.cli.fit import main
 
-
-@pytest.fixture(scope="module")
-def project(tmp_path_factory):
-    return write_project(tmp_path_factory.mktemp("project"))
+pytest_plugins = ["cli_project"]
+pytestmark = pytest.mark.usefixtures("own_folder")
 
 
 @pytest.fixture(scope="module")
@@ -27,11 +25,6 @@ def finished(project, tmp_path_factory):
     folder = tmp_path_factory.mktemp("finished") / "stage-20260101-120000"
     assert fit(project, f"--run_dir={folder}", "--trainer.max_steps=6") == 0
     return folder
-
-
-@pytest.fixture(autouse=True)
-def _in_a_folder_of_its_own(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
 
 
 def refused(capsys, project, *arguments) -> str:

@@ -3,7 +3,7 @@
 from types import SimpleNamespace
 
 import pytest
-from tiny import PER_TILE, TILE, VOCAB, tiny_tokenizer
+from test_datamodule import MODEL
 from tiny_data import Talks, Texts
 
 from bluelm_lightning.datamodules import (
@@ -14,22 +14,14 @@ from bluelm_lightning.datamodules import (
     SourceSpec,
 )
 from bluelm_lightning.errors import ConfigError
-from bluelm_lightning.types import ImageSpec
 
-MODEL = SimpleNamespace(image_spec=ImageSpec(TILE, PER_TILE), vocab_size=VOCAB)
-
-
-@pytest.fixture(scope="module")
-def tokenizer(tmp_path_factory) -> str:
-    folder = str(tmp_path_factory.mktemp("tokenizer"))
-    tiny_tokenizer().save_pretrained(folder)
-    return folder
+pytest_plugins = ["callback_runs"]
 
 
 @pytest.mark.parametrize("kind", [SFTDataModule, PretrainDataModule, PromptDataModule, PreferenceDataModule])
-def test_sources_may_be_mappings(tokenizer, kind):
+def test_sources_may_be_mappings(tokenizer_folder, kind):
     talks = {"source": Talks(4), "name": "talks", "max_repeats": 2}
-    data = kind(tokenizer, [talks], val_sources=[{"source": Texts(3)}, SourceSpec(source=Talks(2))])
+    data = kind(tokenizer_folder, [talks], val_sources=[{"source": Texts(3)}, SourceSpec(source=Talks(2))])
     data.prepare(MODEL if kind is not PromptDataModule else SimpleNamespace(**vars(MODEL), write=None))
     assert [(source.name, len(source)) for source in data.opened] == [("talks", 4)]
     assert [(source.name, len(source)) for source in data.val_opened] == [("Texts", 3), ("Talks", 2)]
@@ -43,8 +35,8 @@ def test_sources_may_be_mappings(tokenizer, kind):
         (["shards/a"], r"sources\[0\]: 'shards/a' is no source; give a SourceSpec or a mapping such as "),
     ],
 )
-def test_mappings_that_are_no_sources_are_refused(tokenizer, sources, said):
+def test_mappings_that_are_no_sources_are_refused(tokenizer_folder, sources, said):
     with pytest.raises(ConfigError, match=rf"^data\.{said}"):
-        SFTDataModule(tokenizer, sources)
+        SFTDataModule(tokenizer_folder, sources)
     with pytest.raises(ConfigError, match=rf"^data\.val_{said}"):
-        SFTDataModule(tokenizer, [{"path": "a"}], val_sources=sources)
+        SFTDataModule(tokenizer_folder, [{"path": "a"}], val_sources=sources)

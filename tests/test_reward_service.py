@@ -4,9 +4,10 @@ import json
 import threading
 import time
 from contextlib import contextmanager
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
 
 import pytest
+from endpoints import serving
 from rollouts import rollout
 
 from bluelm_lightning.errors import ConfigError
@@ -35,13 +36,8 @@ def service(reply=None):
         def log_message(self, *args):
             pass
 
-    made = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    threading.Thread(target=made.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True).start()
-    try:
-        yield f"http://127.0.0.1:{made.server_port}/score", seen, most
-    finally:
-        made.shutdown()
-        made.server_close()
+    with serving(Handler) as url:
+        yield f"{url}/score", seen, most
 
 
 def batch(num: int):

@@ -10,11 +10,12 @@ import time
 import urllib.request
 from collections import Counter
 from contextlib import contextmanager
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 
 import pytest
 import torch
+from endpoints import serving
 from lightning.pytorch.strategies import DDPStrategy
 from processes import in_ranks
 from rl_runs import Questions, WantsLowIds, data_of, fit, stage_of
@@ -137,13 +138,8 @@ def stub(colocated=False, refuses=""):
         def log_message(self, *args):
             pass
 
-    made = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    threading.Thread(target=made.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True).start()
-    try:
-        yield f"http://127.0.0.1:{made.server_port}", calls, wrong
-    finally:
-        made.shutdown()
-        made.server_close()
+    with serving(Handler) as url:
+        yield url, calls, wrong
 
 
 @pytest.mark.parametrize("colocated", [False, True])

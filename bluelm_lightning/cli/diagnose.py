@@ -12,8 +12,8 @@ from bluelm_lightning.cli.arguments import Argument
 from bluelm_lightning.cli.classes import find_class, parameters
 from bluelm_lightning.cli.layers import COMMAND_LINE, Layers
 from bluelm_lightning.cli.specs import list_on_the_way, read_value
-from bluelm_lightning.cli.walk import classes_of, near_or_known, walk, walk_item
-from bluelm_lightning.errors import ConfigError
+from bluelm_lightning.cli.walk import classes_of, walk, walk_item
+from bluelm_lightning.errors import ConfigError, near_or_known
 
 
 def explain(layers: Layers, hints: dict[str, Any], message: str) -> ConfigError:

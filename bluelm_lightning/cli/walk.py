@@ -5,13 +5,12 @@ from __future__ import annotations
 import dataclasses
 import types
 import typing
-from collections.abc import Iterable
 from difflib import get_close_matches
 from typing import Any
 
 from bluelm_lightning.cli.classes import find_class, parameters
 from bluelm_lightning.cli.specs import SPEC_KEYS, is_spec
-from bluelm_lightning.errors import ConfigError
+from bluelm_lightning.errors import ConfigError, near_or_known
 
 _PLAIN = (str, int, float, bool, bytes)
 
@@ -110,12 +109,6 @@ def _walk_names(given: dict[str, Any], known: dict[str, Any], key: str, owner: s
         if name not in known:
             raise ConfigError(f"unknown key of {owner}{near_or_known(name, known)}", f"{key}.{name}")
         walk(inner, known[name], f"{key}.{name}")
-
-
-def near_or_known(name: str, known: Iterable[str]) -> str:
-    """The end of a message about an unknown name."""
-    near = get_close_matches(name, list(known), 1, 0.6)
-    return f"; did you mean {near[0]}?" if near else f"; known are {', '.join(list(known)[:20])}"
 
 
 def _fits(value: Any, hint: Any) -> bool:

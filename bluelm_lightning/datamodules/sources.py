@@ -5,11 +5,10 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
-from difflib import get_close_matches
 from typing import Any
 
 from bluelm_lightning.data.shards import ShardSource
-from bluelm_lightning.errors import ConfigError
+from bluelm_lightning.errors import ConfigError, near_or_known
 from bluelm_lightning.types import Sample, Source
 
 
@@ -78,9 +77,9 @@ def specs_of(given: Sequence[Any], key: str) -> list[SourceSpec]:
             raise ConfigError(f"{item!r:.60} is no source; {fix}", where)
         unknown = [name for name in item if name not in known] if isinstance(item, Mapping) else []
         if unknown:
-            near = get_close_matches(str(unknown[0]), known, 1, 0.6)
-            fix = f"did you mean {near[0]}?" if near else f"known are {', '.join(known)}"
-            raise ConfigError(f"unknown key of SourceSpec; {fix}", f"{where}.{unknown[0]}")
+            raise ConfigError(
+                f"unknown key of SourceSpec{near_or_known(str(unknown[0]), known)}", f"{where}.{unknown[0]}"
+            )
         specs.append(SourceSpec(**item) if isinstance(item, Mapping) else item)
     return specs
 
