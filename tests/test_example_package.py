@@ -7,7 +7,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from cli_project import fit, losses, write_project
+from cli_project import fit, losses
+
+pytest_plugins = ["cli_project"]
 
 HERE = Path(__file__).parent / "example_package"
 PARTS = [
@@ -16,11 +18,6 @@ PARTS = [
     "--model.projector.scale=2.0",
     "--data.sources=[{source: {class_path: example_parts.CountingSource, init_args: {size: 40}}}, {path: %s}]",
 ]
-
-
-@pytest.fixture(scope="module")
-def project(tmp_path_factory):
-    return write_project(tmp_path_factory.mktemp("project"))
 
 
 @pytest.fixture(scope="module")
